@@ -1,0 +1,1 @@
+"""What the outside must provide. Arrow, bytes and frozen plans cross these ports, nothing else."""
