@@ -52,7 +52,9 @@ _DUCKDB = {
     "date": "DATE",
     "timestamp": "TIMESTAMPTZ",
 }
-_PATTERN = re.compile(r"^\s*(?:(list)\s*<\s*(\w+)\s*>|(vector)\s*<\s*(\w+)\s*,\s*(\d+)\s*>|(\w+))\s*$")
+_PATTERN = re.compile(
+    r"^\s*(?:(list)\s*<\s*(\w+)\s*>|(vector)\s*<\s*(\w+)\s*,\s*(\d+)\s*>|(\w+))\s*$"
+)
 _ALLOWED = f"{', '.join(SCALARS)}, list<scalar>, vector<float32, n>, vector<float64, n>"
 # What a source may hold without loss for a declared type, beside the type itself.
 _WIDENS = {

@@ -8,7 +8,7 @@ are attributes too, so that the CLI and the gRPC server render them without pars
     │   ├── DuplicateNameError                  two declarations share a name
     │   ├── UnknownReferenceError               a declaration names what does not exist
     │   └── CyclicReferenceError                on-demand views feed each other
-    ├── SettingsError (ValueError)              featurestore.toml or an environment variable is wrong
+    ├── SettingsError (ValueError)              featurestore.toml or a variable is wrong
     ├── RequestError (ValueError)               a call asks for something that makes no sense
     │   ├── FeatureNotFoundError (LookupError)  no such view, service or feature
     │   ├── MissingColumnError                  the entity rows lack a join key or a request field

@@ -17,6 +17,9 @@ from featurestore.errors import DefinitionError, listing, near_miss
 from featurestore.model.base import RESERVED, Declaration, Name, Tags
 
 
+_CRON_FIELDS = 5
+
+
 class Field(Declaration):
     """A named column: of a view, a request or the result of an on-demand view.
 
@@ -203,7 +206,7 @@ class FeatureView(Declaration):
     @field_validator("schedule")
     @classmethod
     def _five_fields(cls, value: str | None) -> str | None:
-        if value is not None and len(value.split()) != 5:
+        if value is not None and len(value.split()) != _CRON_FIELDS:
             raise ValueError("a schedule is a cron expression of five fields, as in '*/15 * * * *'")
         return value
 

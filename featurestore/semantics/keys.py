@@ -51,7 +51,9 @@ def encode_key(values: Sequence[Any], dtypes: Sequence[DType]) -> bytes | None:
     A view without entities has the empty key, b"".
 
     >>> from featurestore.dtypes import parse
-    >>> encode_key(["1", "23"], [parse("string")] * 2) == encode_key(["12", "3"], [parse("string")] * 2)
+    >>> encode_key(["1", "23"], [parse("string")] * 2) == encode_key(
+    ...     ["12", "3"], [parse("string")] * 2
+    ... )
     False
     """
     if any(value is None for value in values):
@@ -72,7 +74,7 @@ def encode_columns(columns: Sequence[pa.Array], dtypes: Sequence[DType]) -> list
     parts = [_encode_column(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)]
     if len(parts) == 1:
         return parts[0]
-    return [None if None in row else b"".join(row) for row in zip(*parts, strict=True)]  # type: ignore[arg-type]
+    return [None if None in row else b"".join(row) for row in zip(*parts, strict=True)]
 
 
 def namespace(project: str, view: str, table_fingerprint: str) -> bytes:

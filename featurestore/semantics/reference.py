@@ -41,7 +41,7 @@ class ReferenceRow:
 def newest(
     rows: Iterable[ReferenceRow], dtypes: Sequence[DType], as_of: int, knowledge: Knowledge
 ) -> ReferenceRow | None:
-    """Return the newest row (law T2) that had happened, and with "known" been learnt, by `as_of`."""
+    """Return the newest row (T2) that had happened, and with "known" been learnt, by `as_of`."""
     candidates = [
         row
         for row in rows
@@ -101,7 +101,9 @@ def _fixed(value: Any, dtype: DType) -> bytes:
     if dtype.container == "vector":
         return b"".join(_fixed(item, dtype.item) for item in value)
     if dtype.scalar == "date":
-        value = value.toordinal() - date(1970, 1, 1).toordinal() if isinstance(value, date) else value
+        value = (
+            value.toordinal() - date(1970, 1, 1).toordinal() if isinstance(value, date) else value
+        )
     if dtype.scalar == "timestamp" and isinstance(value, datetime):
         value = to_instant(value)
     code = {"bool": "?", "int32": "i", "int64": "q", "float32": "f", "float64": "d"}

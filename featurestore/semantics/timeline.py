@@ -40,7 +40,9 @@ def to_instant(value: datetime | int | str, what: str = "instant") -> int:
             value = datetime.fromisoformat(value)
         except ValueError as error:
             raise RequestError(
-                f"'{what}' is no instant.", got=repr(value), allowed="ISO 8601: 2013-01-31T12:00:00Z"
+                f"'{what}' is no instant.",
+                got=repr(value),
+                allowed="ISO 8601: 2013-01-31T12:00:00Z",
             ) from error
     if value.tzinfo is None:
         raise NaiveTimestampError(
@@ -99,9 +101,7 @@ def union(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
     return tuple(merged)
 
 
-def difference(
-    intervals: Iterable[Interval], without: Iterable[Interval]
-) -> tuple[Interval, ...]:
+def difference(intervals: Iterable[Interval], without: Iterable[Interval]) -> tuple[Interval, ...]:
     """Return the instants of `intervals` that are in none of `without`.
 
     >>> [(i.start, i.end) for i in difference([Interval(0, 9)], [Interval(3, 5)])]

@@ -1,0 +1,1 @@
+"""One file, one technology. Adapters translate; none knows another, and only wiring knows them."""

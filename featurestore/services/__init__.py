@@ -1,0 +1,1 @@
+"""The verbs: registration, materialization, historical and online reads. They know ports only."""

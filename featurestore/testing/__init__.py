@@ -1,0 +1,1 @@
+"""Public: conformance suites, strategies and fakes for adapters and for definitions."""
