@@ -13,7 +13,7 @@ from pydantic import Field as PydanticField
 
 from featurestore.errors import DefinitionError, listing, near_miss
 
-RESERVED = frozenset({"event_timestamp", "created_timestamp"})
+RESERVED = frozenset({"event_timestamp", "created_timestamp", "event_period"})
 
 
 def _name(value: str) -> str:

@@ -16,7 +16,6 @@ from featurestore import dtypes
 from featurestore.errors import DefinitionError, listing, near_miss
 from featurestore.model.base import RESERVED, Declaration, Name, Tags
 
-
 _CRON_FIELDS = 5
 
 

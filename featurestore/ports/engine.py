@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from featurestore.compile.plan import SourcePlan
 
@@ -48,11 +48,15 @@ class SourceListing:
 class Sources(Protocol):
     """Tells what sources consist of.
 
-    Raises from both methods: `SourceNotFoundError`, `SourceCorruptError`, `SourceError`.
+    Raises from its methods: `SourceNotFoundError`, `SourceCorruptError`, `SourceError`.
     """
 
     def listing(self, source: SourcePlan) -> SourceListing:
         """Return the source's files as of now."""
+        ...
+
+    def kind(self, path: str) -> Literal["parquet", "csv", "delta"]:
+        """Return the format that a path has when the source does not say: by look and name."""
         ...
 
     def relation(self, source: SourcePlan, files: Sequence[str]) -> str:
@@ -106,10 +110,10 @@ class EngineSession(Protocol):
         ...
 
     def write_parquet(self, sql: str, folder: str) -> list[WrittenFile]:
-        """Write a query's rows, in its order, as zstd Parquet partitioned by column `period`.
+        """Write a query's rows, in order, as zstd Parquet partitioned by column `event_period`.
 
-        The query has columns `period` and `event_timestamp`; file names are new each time. Files
-        that were begun are deleted when the statement fails.
+        The query has columns `event_period` and `event_timestamp`; file names are new each time.
+        Files that were begun are deleted when the statement fails.
         """
         ...
 

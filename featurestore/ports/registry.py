@@ -1,8 +1,8 @@
 """The registry: applied definitions, which table serves, the ledger and the runs (laws M1, M4).
 
 All of a project's definitions and pointers are one `ProjectState` under one revision number,
-changed by compare-and-swap: two appliers cannot both win. Every definition that was ever applied stays as
-an immutable version. The ledger of a table is a small document with a version of its own.
+changed by compare-and-swap: two appliers cannot both win. Every definition that was ever applied
+stays as an immutable version. The ledger of a table is a small document with a version of its own.
 """
 
 from __future__ import annotations
@@ -87,13 +87,14 @@ class Ledger(Plan):
     Attributes:
         version: 0 when there is none yet; each write adds one.
         pushed_until_us: Rows up to this instant have been considered for the online store.
-        complete: False after a run that did not finish, so that the next one pushes all it reads.
+        open_runs: Runs that began and have not finished; the next run pushes all that they may
+            have committed without pushing.
     """
 
     version: int = 0
     entries: tuple[LedgerEntry, ...] = ()
     pushed_until_us: int | None = None
-    complete: bool = True
+    open_runs: tuple[str, ...] = ()
 
 
 class Run(Plan):
@@ -107,6 +108,7 @@ class Run(Plan):
         rows_written: Rows new to the table.
         rows_pushed: Rows that became the newest of their entity online.
         rows_rejected: Rows without a key or an event timestamp, which belong to no entity or time.
+        rows_tied: Rows that tie fully with another of other values (law T2: a data error).
         error: Why it failed, one line.
     """
 
@@ -126,6 +128,7 @@ class Run(Plan):
     rows_written: int = 0
     rows_pushed: int = 0
     rows_rejected: int = 0
+    rows_tied: int = 0
     error: str | None = None
 
 

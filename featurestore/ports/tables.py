@@ -21,7 +21,7 @@ class TableFile:
 
     Attributes:
         path: Absolute when read from a snapshot; a commit takes it relative to the table's folder.
-        period: The value of the partition column `period`.
+        period: The value of the partition column `event_period`.
         rows: The number of rows in it.
         bytes: Its size.
         min_event: The smallest event timestamp in it, microseconds.
@@ -83,7 +83,7 @@ class Tables(Protocol):
 
         Args:
             table_id: The table; it is created when `read_version` is -1.
-            schema: All columns, `period` (string, the partition column) last.
+            schema: All columns, `event_period` (string, the partition column) last.
             read_version: The version that the change was computed from.
             add: New files, paths relative to the table's folder.
             remove: Files of the snapshot that the new ones replace.
@@ -98,9 +98,11 @@ class Tables(Protocol):
         """Delete a table with its files; nothing happens when there is none."""
         ...
 
-    def vacuum(self, table_id: str) -> int:
-        """Delete files in the table's folder that no version refers to; return how many.
+    def vacuum(self, table_id: str, *, before_us: int) -> int:
+        """Delete data files that the newest version does not refer to; return how many.
 
-        Only to be called while nobody writes to the table.
+        Args:
+            table_id: The table.
+            before_us: Files written after this instant stay: a run may be about to commit them.
         """
         ...

@@ -1,0 +1,315 @@
+"""Delta Lake as the tables: DuckDB writes the files, deltalake commits them (laws M2, M3).
+
+Each commit carries an application transaction for the table, so that of two writers who read the
+same version only one succeeds; the other gets `ConflictError`. File statistics hold the row count
+and the span of event timestamps, which readers of this project and others prune by.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
+
+from featurestore.compile.plan import SourcePlan
+from featurestore.dtypes import from_arrow
+from featurestore.errors import (
+    ConflictError,
+    SourceCorruptError,
+    SourceError,
+    SourceNotFoundError,
+    StorageError,
+)
+from featurestore.ports.engine import SourceFile, SourceListing
+from featurestore.ports.tables import TableFile, TableSnapshot
+from featurestore.semantics.timeline import format_instant
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from featurestore.clock import Clock
+
+_APPLICATION = "featurestore"
+_PREFIX = "featurestore."
+
+
+class DeltaTables:
+    """Delta tables below one folder.
+
+    Args:
+        folder: The offline path.
+        clock: Stamps the files of a commit.
+    """
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        self._folder = folder
+        self._clock = clock
+
+    def folder(self, table_id: str) -> str:
+        """Return the absolute folder of a table."""
+        return str(self._folder / table_id)
+
+    def snapshot(self, table_id: str) -> TableSnapshot:
+        """Return the newest version of a table; -1 when there is none."""
+        with _translated(self.folder(table_id)):
+            table = self._open(table_id)
+            if table is None:
+                return TableSnapshot(table_id, -1)
+            actions = table.get_add_actions(flatten=True)
+            return TableSnapshot(
+                table_id,
+                table.version(),
+                tuple(_files(actions, self._folder / table_id)),
+                _metadata(table),
+            )
+
+    def commit(
+        self,
+        table_id: str,
+        schema: pa.Schema,
+        *,
+        read_version: int,
+        add: Sequence[TableFile],
+        remove: Sequence[TableFile] = (),
+        metadata: Mapping[str, str],
+    ) -> int:
+        """Add and remove files in one Delta commit that fails if another came between."""
+        path = self.folder(table_id)
+        with _translated(path):
+            table = self._open(table_id)
+            if table is None:
+                table = self._create(path, schema)
+            found = table.version()
+            # A table that was just created by this call or by a writer who died has version 0.
+            if found != read_version and not (read_version == -1 and found == 0):
+                raise _conflict(table_id, f"version {found} where {read_version} was read")
+            now_ms = self._clock.now_us() // 1000
+            actions: list[Any] = [_add_action(file, now_ms) for file in add]
+            actions += [_remove_action(file, Path(path), now_ms) for file in remove]
+            try:
+                table.create_write_transaction(
+                    actions,
+                    "append",
+                    schema,
+                    ["event_period"],
+                    commit_properties=CommitProperties(
+                        custom_metadata={_PREFIX + key: value for key, value in metadata.items()},
+                        app_transactions=[Transaction(_APPLICATION, found + 1)],
+                        max_commit_retries=0,
+                    ),
+                )
+            except CommitFailedError as error:
+                raise _conflict(table_id, str(error)) from error
+            return found + 1
+
+    def drop(self, table_id: str) -> None:
+        """Delete a table's folder."""
+        target = self._folder / table_id
+        try:
+            shutil.rmtree(target)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(
+                "A table cannot be deleted.", where=str(target), got=error.strerror
+            ) from error
+
+    def vacuum(self, table_id: str, *, before_us: int) -> int:
+        """Delete older data files that the newest version does not refer to."""
+        known = {file.path for file in self.snapshot(table_id).files}
+        deleted = 0
+        for path in (self._folder / table_id).glob("event_period=*/*.parquet"):
+            if str(path) not in known and path.stat().st_mtime_ns // 1000 < before_us:
+                path.unlink(missing_ok=True)
+                deleted += 1
+        return deleted
+
+    def _open(self, table_id: str) -> deltalake.DeltaTable | None:
+        path = self._folder / table_id
+        if not (path / "_delta_log").is_dir():
+            return None
+        try:
+            return deltalake.DeltaTable(path)
+        except TableNotFoundError:
+            return None
+
+    @staticmethod
+    def _create(path: str, schema: pa.Schema) -> deltalake.DeltaTable:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        deltalake.DeltaTable.create(
+            path, schema, mode="ignore", partition_by=["event_period"], configuration=_CONFIGURATION
+        )
+        return deltalake.DeltaTable(path)
+
+
+# The log is the table's history: it is small, and verification reads it back.
+_CONFIGURATION = {
+    "delta.logRetentionDuration": "interval 3650 days",
+    "delta.deletedFileRetentionDuration": "interval 1 days",
+}
+
+
+def _files(actions: Any, folder: Path) -> Iterator[TableFile]:
+    import pyarrow as pa
+
+    rows = pa.table(actions)
+    if rows.num_rows == 0:
+        return
+    columns = {
+        "path": rows["path"].to_pylist(),
+        "period": rows["partition.event_period"].to_pylist(),
+        "rows": rows["num_records"].to_pylist(),
+        "bytes": rows["size_bytes"].to_pylist(),
+        "min_event": rows["min.event_timestamp"].cast(pa.int64()).to_pylist(),
+        "max_event": rows["max.event_timestamp"].cast(pa.int64()).to_pylist(),
+    }
+    for path, *rest in zip(*columns.values(), strict=True):
+        yield TableFile(str(folder / path), *rest)
+
+
+def _metadata(table: deltalake.DeltaTable) -> dict[str, str]:
+    newest = table.history(1)[0]
+    return {
+        key.removeprefix(_PREFIX): str(value)
+        for key, value in newest.items()
+        if key.startswith(_PREFIX)
+    }
+
+
+def _add_action(file: TableFile, now_ms: int) -> AddAction:
+    stats = {
+        "numRecords": file.rows,
+        "minValues": {"event_timestamp": format_instant(file.min_event)},
+        "maxValues": {"event_timestamp": format_instant(file.max_event)},
+        "nullCount": {"event_timestamp": 0},
+    }
+    return AddAction(
+        path=file.path,
+        size=file.bytes,
+        partition_values={"event_period": file.period},
+        modification_time=now_ms,
+        data_change=True,
+        stats=json.dumps(stats),
+    )
+
+
+def _remove_action(file: TableFile, folder: Path, now_ms: int) -> Any:
+    return RemoveAction(
+        path=str(Path(file.path).relative_to(folder)),
+        data_change=True,
+        deletion_timestamp=now_ms,
+        size=file.bytes,
+        partition_values={"event_period": file.period},
+    )
+
+
+def _conflict(table_id: str, got: str) -> ConflictError:
+    return ConflictError(
+        "Another run committed to the table first; nothing of this run was added.",
+        where=table_id,
+        got=got,
+        hint="Run it again: what is there already is not written twice.",
+    )
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (DeltaError, OSError) as error:
+        if isinstance(error, ConflictError | StorageError):
+            raise
+        text = str(error).split("\n")[0]
+        full = "No space left" in text
+        raise StorageError(
+            "The disk is full; the table is unchanged." if full else "The table cannot be used.",
+            where=path,
+            got=text,
+            hint="Free space and run it again." if full else "Check the folder and its rights.",
+        ) from error
+
+
+class DeltaSources:
+    """Sources of kind "delta": somebody's Delta table as it is now.
+
+    Its files never change once written, so a new table version shows as new files.
+
+    Args:
+        folder: The repository; relative paths start there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def kind(self, path: str) -> Literal["parquet", "csv", "delta"]:
+        """Return "delta": this adapter knows nothing else."""
+        del path
+        return "delta"
+
+    def listing(self, source: SourcePlan) -> SourceListing:
+        """Return the files of the table's newest version."""
+        table = self._open(source)
+        files = [SourceFile(uri, "delta") for uri in sorted(table.file_uris())]
+        return SourceListing(tuple(files), self._relation(table, [f.path for f in files]))
+
+    def relation(self, source: SourcePlan, files: Sequence[str]) -> str:
+        """Return the SQL of a relation over some of the table's files."""
+        return self._relation(self._open(source), files)
+
+    def _open(self, source: SourcePlan) -> deltalake.DeltaTable:
+        path = self._folder / (source.path or "")
+        try:
+            table = deltalake.DeltaTable(path)
+            features = set(table.protocol().reader_features or ())
+        except TableNotFoundError as error:
+            raise SourceNotFoundError(
+                f"The source '{source.name}' is no Delta table.", where=str(path)
+            ) from error
+        except (DeltaError, OSError) as error:
+            raise SourceCorruptError(
+                f"The Delta table of the source '{source.name}' cannot be read.",
+                where=str(path),
+                got=str(error).split("\n")[0],
+            ) from error
+        refused = features & {"deletionVectors", "columnMapping"}
+        if refused:
+            raise SourceError(
+                f"The Delta table of the source '{source.name}' uses features that are not read.",
+                where=str(path),
+                got=", ".join(sorted(refused)),
+                hint="Rewrite the table without them (REORG ... APPLY (PURGE)).",
+            )
+        return table
+
+    @staticmethod
+    def _relation(table: deltalake.DeltaTable, files: Sequence[str]) -> str:
+        import pyarrow as pa
+
+        schema = pa.schema(table.schema().to_arrow())
+        if not files:
+            columns = ", ".join(
+                f'CAST(NULL AS {_duckdb_type(field.type)}) AS "{field.name}"' for field in schema
+            )
+            return f"(SELECT {columns} WHERE false)"
+        names = ", ".join("'" + name.replace("'", "''") + "'" for name in files)
+        partitions = table.metadata().partition_columns
+        types = ", ".join(
+            f"'{name}': {_duckdb_type(schema.field(name).type)}" for name in partitions
+        )
+        hive = f", hive_types = {{{types}}}" if partitions else ""
+        return (
+            f"read_parquet([{names}], union_by_name = true,"
+            f" hive_partitioning = {'true' if partitions else 'false'}{hive})"
+        )
+
+
+def _duckdb_type(arrow: pa.DataType) -> str:
+    dtype = from_arrow(arrow)
+    return dtype.duckdb if dtype is not None else "VARCHAR"
