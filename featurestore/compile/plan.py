@@ -158,3 +158,8 @@ class Catalog(Plan):
     views: dict[str, ViewPlan] = {}
     on_demand: dict[str, OnDemandPlan] = {}
     services: dict[str, ServicePlan] = {}
+
+
+def table_id(project: str, view: ViewPlan) -> str:
+    """Return the id of a view's table: one folder a version of its rows."""
+    return f"{project}/{view.name}/{view.table_fingerprint}"

@@ -14,9 +14,10 @@ from pydantic import field_validator, model_validator
 
 from featurestore import dtypes
 from featurestore.errors import DefinitionError, listing, near_miss
-from featurestore.model.base import RESERVED, Declaration, Name, Tags
+from featurestore.model.base import Declaration, Name, Tags, Text, is_reserved, repeated
+from featurestore.model.cron import check_cron
 
-_CRON_FIELDS = 5
+_MAX_TTL = timedelta(days=3_652_425)
 
 
 class Field(Declaration):
@@ -31,7 +32,7 @@ class Field(Declaration):
 
     name: Name
     dtype: str | None = None
-    expression: str | None = None
+    expression: Text | None = None
     description: str = ""
 
     @field_validator("dtype")
@@ -42,7 +43,7 @@ class Field(Declaration):
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, value: str) -> str:
-        if value in RESERVED:
+        if is_reserved(value):
             raise ValueError(f"'{value}' is a column of every table and no feature")
         return value
 
@@ -66,8 +67,11 @@ class Entity(Declaration):
     def _some_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("an entity has one join key or more (a global view has no entities)")
-        if len(set(value)) != len(value):
+        if repeated(value):
             raise ValueError("the join keys of an entity differ from each other")
+        for key in value:
+            if is_reserved(key):
+                raise ValueError(f"'{key}' is a column of every table and no join key")
         return value
 
 
@@ -84,18 +88,20 @@ class FileSource(Declaration):
         created_timestamp: The column that says when it was learnt; without one, a fact counts as
             known when it happened.
         timezone: The zone of naive timestamp columns, such as "America/New_York"; without it they
-            are refused (law T1).
+            are refused (law T1). It makes instants of all of them, in expressions too. A wall-clock
+            time that occurs twice is taken as the later one, one that never occurs as if the clocks
+            had not been put forward yet.
         field_mapping: New names of source columns, {column: name}; all else uses the new names.
     """
 
     name: Name
-    path: str | None = None
-    query: str | None = None
+    path: Text | None = None
+    query: Text | None = None
     format: Literal["parquet", "csv", "delta"] | None = None
-    event_timestamp: str
-    created_timestamp: str | None = None
+    event_timestamp: Text
+    created_timestamp: Text | None = None
     timezone: str | None = None
-    field_mapping: dict[str, str] = {}
+    field_mapping: dict[Text, Text] = {}
     description: str = ""
     owner: str = ""
     tags: Tags
@@ -113,9 +119,22 @@ class FileSource(Declaration):
     def _known_zone(cls, value: str | None) -> str | None:
         import zoneinfo
 
-        if value is not None and value not in zoneinfo.available_timezones():
-            hint = near_miss(value, zoneinfo.available_timezones()) or "Use an IANA name."
-            raise ValueError(f"'{value}' is no time zone. {hint}")
+        if value is None:
+            return None
+        zones = zoneinfo.available_timezones() - {"localtime"}
+        if value not in zones:
+            lowered = {zone.lower(): zone for zone in zones}
+            close = near_miss(value.lower(), lowered)
+            meant = f"Did you mean '{lowered[close.split(chr(39))[1]]}'?" if close else ""
+            raise ValueError(f"'{value}' is no time zone. {meant or 'Use an IANA name'}")
+        return value
+
+    @field_validator("field_mapping")
+    @classmethod
+    def _distinct_names(cls, value: dict[str, str]) -> dict[str, str]:
+        twice = repeated(value.values())
+        if twice:
+            raise ValueError(f"two columns cannot both be called '{twice}'")
         return value
 
 
@@ -141,19 +160,28 @@ class FeatureSelection(Declaration):
     Attributes:
         view: The view's name.
         features: The chosen features; None takes all.
-        alias: Another name for the view in this request or service.
+        alias_name: Another name for the view in this request or service.
         join_keys: {the view's join key: the entity rows' column}.
     """
 
-    view: str
+    view: Name
     features: tuple[str, ...] | None = None
     alias_name: Name | None = None
     join_keys: dict[str, str] = {}
 
+    @field_validator("features")
+    @classmethod
+    def _some_features(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not value:
+            raise ValueError("choose one feature or more")
+        return value
+
     def __getitem__(self, features: str | tuple[str, ...]) -> FeatureSelection:
         """Return the selection narrowed to these features."""
         names = (features,) if isinstance(features, str) else tuple(features)
-        return self.model_copy(update={"features": names})
+        return FeatureSelection(
+            view=self.view, features=names, alias_name=self.alias_name, join_keys=self.join_keys
+        )
 
     def alias(self, name: str, join_keys: dict[str, str] | None = None) -> FeatureSelection:
         """Return the selection under another name, joined by other columns."""
@@ -180,7 +208,7 @@ class FeatureView(Declaration):
     entities: tuple[Entity, ...] = ()
     source: FileSource
     features: tuple[Field, ...]
-    where: str | None = None
+    where: Text | None = None
     ttl: timedelta | None = None
     online: bool = True
     schedule: str | None = None
@@ -200,13 +228,15 @@ class FeatureView(Declaration):
     def _positive(cls, value: timedelta | None) -> timedelta | None:
         if value is not None and value <= timedelta(0):
             raise ValueError("a ttl is positive; leave it out for rows that never expire")
+        if value is not None and value > _MAX_TTL:
+            raise ValueError("a ttl is 10,000 years at most; leave it out for no end")
         return value
 
     @field_validator("schedule")
     @classmethod
-    def _five_fields(cls, value: str | None) -> str | None:
-        if value is not None and len(value.split()) != _CRON_FIELDS:
-            raise ValueError("a schedule is a cron expression of five fields, as in '*/15 * * * *'")
+    def _known_schedule(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_cron(value)
         return value
 
     @model_validator(mode="after")
@@ -214,9 +244,15 @@ class FeatureView(Declaration):
         names = [field.name for field in self.features]
         if not names:
             raise ValueError("a view has one feature or more")
-        for name in (*names, *self.join_keys):
-            if (*names, *self.join_keys).count(name) > 1:
-                raise ValueError(f"the column '{name}' is declared twice")
+        twice = repeated(self.join_keys)
+        if twice:
+            raise ValueError(
+                f"two of its entities have the join key '{twice}'; give one another name, mapped by"
+                " field_mapping= of the source"
+            )
+        twice = repeated((*names, *self.join_keys))
+        if twice:
+            raise ValueError(f"the column '{twice}' is declared twice (case does not count)")
         return self
 
     @property
@@ -325,8 +361,8 @@ def on_demand_feature_view(
         doc = (function.__doc__ or "").strip().split("\n")[0]
         return OnDemandFeatureView(
             name=name or function.__name__,
-            sources=tuple(sources),
-            features=tuple(features),
+            sources=sources,
+            features=features,
             function=function,
             description=doc if description is None else description,
             owner=owner,
@@ -342,10 +378,11 @@ def _require_types(fields: tuple[Field, ...], what: str) -> None:
     for field in fields:
         if field.dtype is None:
             raise ValueError(f"{what} needs its dtype; '{field.name}' has none")
-    names = [field.name for field in fields]
-    for field in fields:
-        if names.count(field.name) > 1:
-            raise ValueError(f"the field '{field.name}' is declared twice")
+        if field.expression is not None:
+            raise ValueError(f"{what} has no expression; '{field.name}' has one")
+    twice = repeated(field.name for field in fields)
+    if twice:
+        raise ValueError(f"the field '{twice}' is declared twice (case does not count)")
 
 
 def _check_references(value: tuple[Any, ...], allowed: tuple[type, ...]) -> tuple[Any, ...]:
@@ -353,6 +390,6 @@ def _check_references(value: tuple[Any, ...], allowed: tuple[type, ...]) -> tupl
         raise ValueError("name one view or more")
     for item in value:
         if not isinstance(item, allowed):
-            kinds = ", ".join(kind.__name__ for kind in allowed)
+            kinds = ", ".join("a name" if kind is str else kind.__name__ for kind in allowed)
             raise ValueError(f"{item!r} is none of: {kinds}")
     return value

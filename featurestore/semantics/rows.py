@@ -276,21 +276,23 @@ def _unpack_varying(
             if not bits[row, index]:
                 decoded[index].append(None)
                 continue
-            item, offset = _read(schema.dtypes[index], value, offset)
+            item, offset = read_varying(schema.dtypes[index], value, offset)
             decoded[index].append(item)
     for index, items in decoded.items():
         dtype = schema.dtypes[index]
-        arrays[index] = pa.array(items, type=_plain(dtype)).cast(dtype.arrow)
+        arrays[index] = pa.array(items, type=plain_arrow(dtype)).cast(dtype.arrow)
 
 
-def _plain(dtype: DType) -> pa.DataType:
+def plain_arrow(dtype: DType) -> pa.DataType:
+    """Return the Arrow type of what `read_varying` gives: dates and instants are integers."""
     import pyarrow as pa
 
     item = {"date": pa.int32(), "timestamp": pa.int64()}.get(dtype.scalar, dtype.item.arrow)
     return pa.list_(item) if dtype.container else item
 
 
-def _read(dtype: DType, value: bytes, offset: int) -> tuple[Any, int]:
+def read_varying(dtype: DType, value: bytes, offset: int) -> tuple[Any, int]:
+    """Return a value of varying width that stands at `offset`, and the offset behind it."""
     (count,) = _LENGTH.unpack_from(value, offset)
     offset += 4
     if dtype.container != "list":
@@ -307,7 +309,7 @@ def _read(dtype: DType, value: bytes, offset: int) -> tuple[Any, int]:
             items.append(_scalar(dtype.scalar, raw) if present else None)
             offset += width
         elif present:
-            item, offset = _read(dtype.item, value, offset)
+            item, offset = read_varying(dtype.item, value, offset)
             items.append(item)
         else:
             items.append(None)

@@ -1,0 +1,297 @@
+"""SQL over a source: its rows under the declared names, as instants, typed as a view declares (T1).
+
+Dialect: DuckDB. Everything that is named is quoted. Expressions and conditions of users are taken as
+they stand; they see the source's columns under their new names, with naive timestamps already
+made instants where the source declares `timezone=`. They may look at one row only and give the same
+at any time: windows, aggregates, random numbers and the clock are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from featurestore.compile.plan import SourcePlan, ViewPlan
+from featurestore.compile.source_types import (
+    convert,
+    instant_expression,
+    is_naive,
+    refuse_unlike,
+)
+from featurestore.compile.table_sql import quote
+from featurestore.errors import (
+    DataError,
+    DefinitionError,
+    FeatureStoreError,
+    RequestError,
+    SourceSchemaError,
+    listing,
+    near_miss,
+)
+from featurestore.model.base import repeated
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Describe = Callable[[str], "pa.Schema"]
+"""Returns the columns that a query would have, without running it."""
+
+_UNSTABLE = (
+    r"random|setseed|uuid|uuidv4|uuidv7|gen_random_uuid|now|today|get_current_timestamp|"
+    r"get_current_time|transaction_timestamp|current_localtimestamp|current_localtime|nextval"
+)
+_UNSTABLE_CALL = re.compile(
+    rf"\b({_UNSTABLE})\s*\(|\b(current_date|current_timestamp|current_time|localtimestamp|localtime)\b",
+    re.IGNORECASE,
+)
+_TEXTS_AND_COMMENTS = re.compile(
+    r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class MappedSource:
+    """A source's relation under the declared names.
+
+    Attributes:
+        source: The source.
+        relation: SQL that can stand behind FROM.
+        columns: The Arrow type of each column by its new name; naive timestamps are instants where
+            the source declares its zone.
+    """
+
+    source: SourcePlan
+    relation: str
+    columns: Mapping[str, pa.DataType]
+
+    def column(self, name: str, role: str) -> str:
+        """Return a column's name if there is one.
+
+        Args:
+            name: The new name.
+            role: What the column is for, as in "join key", for the error.
+
+        Raises:
+            SourceSchemaError: There is none; the near miss is suggested.
+        """
+        if name in self.columns:
+            return name
+        renamed = self.source.field_mapping.get(name)
+        hint = f"field_mapping= calls it '{renamed}'." if renamed else None
+        raise SourceSchemaError(
+            f"FileSource '{self.source.name}' has no column '{name}', declared as {role}.",
+            allowed=listing(self.columns),
+            hint=hint or near_miss(name, self.columns),
+        )
+
+    def timestamp_column(self, role: str, name: str) -> str:
+        """Return the column of `event_timestamp` or `created_timestamp`; its old name works too."""
+        if name not in self.columns:
+            name = self.source.field_mapping.get(name, name)
+        return self.column(name, f"its {role}")
+
+
+def map_source(source: SourcePlan, relation: str, columns: pa.Schema) -> MappedSource:
+    """Return the source's relation under the names of `field_mapping`, naive columns as instants.
+
+    Args:
+        source: The source.
+        relation: SQL over its files, under their own column names.
+        columns: The columns of that relation.
+
+    Raises:
+        SourceSchemaError: `field_mapping` names no column, or makes two columns of one name.
+    """
+    _check_mapping(source, columns.names)
+    selected: list[str] = []
+    mapped: dict[str, Any] = {}
+    changed = False
+    for field in columns:
+        name = source.field_mapping.get(field.name, field.name)
+        expression, mapped[name] = quote(field.name), field.type
+        if source.timezone and is_naive(field.type):
+            expression, mapped[name] = instant_expression(expression, field.type, source.timezone)
+            changed = True
+        changed = changed or name != field.name
+        selected.append(f"{expression} AS {quote(name)}")
+    if changed:
+        relation = f"(SELECT {', '.join(selected)} FROM {relation})"
+    return MappedSource(source, relation, mapped)
+
+
+def mapped_relation(source: SourcePlan, relation_sql: str, columns: pa.Schema) -> str:
+    """Return SQL, to stand behind FROM, of the source's rows under the declared names."""
+    return map_source(source, relation_sql, columns).relation
+
+
+def view_rows(view: ViewPlan, relation_sql: str, describe: Describe) -> str:
+    """Return the SELECT of a view's rows: join keys, both timestamps, features.
+
+    Every column has exactly its compiled type; `created_timestamp` is null throughout where the
+    source declares none. The rows are looked at anew, so that a source whose columns have changed
+    since the view was applied is refused and not misread.
+
+    Args:
+        view: The view.
+        relation_sql: SQL over some of the source's files, under their own column names.
+        describe: Tells the columns of a query.
+
+    Raises:
+        SourceSchemaError: The source no longer has the columns or types that the view needs.
+        DefinitionError: The engine refuses an expression or the condition.
+    """
+    with located(f"FeatureView '{view.name}'"):
+        schema = describe(f"SELECT * FROM {relation_sql}")
+        mapped = map_source(view.source, relation_sql, schema)
+        expressions = {f.name: f.expression for f in view.features if f.expression}
+        types = row_types(mapped, expressions, view.where, describe)
+        return _select(view, mapped, types)
+
+
+def row_types(
+    mapped: MappedSource, expressions: Mapping[str, str], where: str | None, describe: Describe
+) -> dict[str, pa.DataType]:
+    """Return the Arrow type of each feature's expression, after checking them and the condition.
+
+    Raises:
+        DefinitionError: The engine refuses one of them, or one looks further than at its row.
+    """
+    texts = {f"the expression of '{name}'": text for name, text in expressions.items()}
+    if where is not None:
+        texts["where="] = where
+    for label, text in texts.items():
+        _refuse_unstable(label, text)
+    if not texts:
+        return {}
+    items = [f"(\n{text}\n) AS {quote(name)}" for name, text in expressions.items()]
+    condition = "" if where is None else f" WHERE (\n{where}\n)"
+    sql = f"SELECT {', '.join(items) or '1'} FROM {mapped.relation}{condition}"
+    try:
+        schema = describe(sql)
+        # A condition may not hold what looks at other rows, so an expression is tried as one.
+        rowwise = [f"(\n{text}\n) IS NULL" for text in expressions.values()]
+        if rowwise:
+            describe(f"SELECT 1 FROM {mapped.relation} WHERE {' OR '.join(rowwise)}")
+    except (RequestError, DataError) as error:
+        _blame(mapped, expressions, where, describe)
+        raise DefinitionError("The engine refuses the view's SQL.", got=_brief(error)) from error
+    return {name: schema.field(index).type for index, name in enumerate(expressions)}
+
+
+class located:  # noqa: N801  (a context manager, read as a word)
+    """Adds a place to the project's errors that pass and know none."""
+
+    def __init__(self, place: str | None) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, FeatureStoreError) and error.where is None:
+            error.where = self._place
+
+
+def _check_mapping(source: SourcePlan, names: Iterable[str]) -> None:
+    known = list(names)
+    for old in source.field_mapping:
+        if old not in known:
+            raise SourceSchemaError(
+                f"FileSource '{source.name}' has no column '{old}', renamed by field_mapping=.",
+                allowed=listing(known),
+                hint=near_miss(old, known),
+            )
+    twice = repeated(source.field_mapping.get(name, name) for name in known)
+    if twice and source.field_mapping:
+        raise SourceSchemaError(
+            f"field_mapping= of FileSource '{source.name}' gives two columns the name '{twice}'.",
+            allowed="names that no other column has (case does not count)",
+            hint="Choose another name, or rename the other column too.",
+        )
+
+
+def _select(view: ViewPlan, mapped: MappedSource, types: Mapping[str, pa.DataType]) -> str:
+    source = view.source
+    outputs: list[tuple[str, str]] = []
+    for key in view.join_keys:
+        column = mapped.column(key.name, "a join key")
+        arrow = mapped.columns[column]
+        refuse_unlike(key.name, "join key", arrow, key.type, source)
+        outputs.append((key.name, convert(quote(column), arrow, key.type, source.timezone)))
+    outputs.append(("event_timestamp", timestamp_sql(mapped, "event_timestamp")))
+    outputs.append(("created_timestamp", timestamp_sql(mapped, "created_timestamp")))
+    for feature in view.features:
+        if feature.expression is None:
+            arrow = mapped.columns[mapped.column(feature.name, "a feature")]
+            expression = quote(feature.name)
+        else:
+            arrow, expression = types[feature.name], f"(\n{feature.expression}\n)"
+        refuse_unlike(feature.name, "feature", arrow, feature.type, source)
+        outputs.append((feature.name, convert(expression, arrow, feature.type, source.timezone)))
+    # Two levels: an expression must not see the name of another output.
+    inner = ", ".join(f"{sql} AS __{i}" for i, (_, sql) in enumerate(outputs))
+    outer = ", ".join(f"__{i} AS {quote(name)}" for i, (name, _) in enumerate(outputs))
+    condition = "" if view.where is None else f" WHERE (\n{view.where}\n)"
+    return f"SELECT {outer} FROM (SELECT {inner} FROM {mapped.relation}{condition})"
+
+
+def timestamp_sql(mapped: MappedSource, role: str) -> str:
+    """Return the SQL of `event_timestamp` or `created_timestamp` as TIMESTAMPTZ.
+
+    Raises:
+        SourceSchemaError: The column is missing, is no timestamp, or is naive and the source
+            declares no zone.
+    """
+    source = mapped.source
+    declared = source.event_timestamp if role == "event_timestamp" else source.created_timestamp
+    if declared is None:
+        return "CAST(NULL AS TIMESTAMPTZ)"
+    column = mapped.timestamp_column(role, declared)
+    arrow = mapped.columns[column]
+    expression, _ = instant_expression(quote(column), arrow, source.timezone, role, source.name)
+    return expression
+
+
+def _refuse_unstable(label: str, text: str) -> None:
+    match = _UNSTABLE_CALL.search(_TEXTS_AND_COMMENTS.sub(" ", text))
+    if match:
+        raise DefinitionError(
+            f"{_capital(label)} gives another value each time it is run.",
+            got=f"{match[1] or match[2]} in: {text}",
+            allowed="SQL over the row's own columns",
+            hint="Use event_timestamp's column, or compute it in an on-demand view.",
+        )
+
+
+def _blame(
+    mapped: MappedSource, expressions: Mapping[str, str], where: str | None, describe: Describe
+) -> None:
+    """Raise the error of the one expression or condition that is at fault."""
+    tried = [
+        (f"the expression of '{name}'", text, f"(\n{text}\n) IS NULL")
+        for name, text in expressions.items()
+    ]
+    if where is not None:
+        tried.append(("where=", where, f"(\n{where}\n)"))
+    for label, text, condition in tried:
+        try:
+            describe(f"SELECT 1 FROM {mapped.relation} WHERE {condition}")
+        except (RequestError, DataError) as error:
+            raise DefinitionError(
+                f"{_capital(label)} is refused by the engine: {_brief(error)}",
+                got=text,
+                allowed=f"SQL over one row's columns: {listing(mapped.columns)}",
+            ) from error
+
+
+def _brief(error: FeatureStoreError) -> str:
+    """Return the engine's own message without the SQL that was compiled around it."""
+    text = (error.got or error.what).split("\n\nLINE ")[0].strip()
+    text = text.replace("WHERE clause cannot contain", "it may look at one row only, so no")
+    return re.sub(r"^(Binder|Parser|Catalog|Conversion|Not implemented) Error: ", "", text)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

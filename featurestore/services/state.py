@@ -1,0 +1,90 @@
+"""The applied definitions as a reader sees them: kept in memory, asked for again now and then.
+
+Reads never wait for the registry once they have a state: one thread looks for a newer revision, all
+others go on with what is there. A registry that cannot be reached does not stop serving; the last
+good state stays, and the error is kept for whoever watches.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from featurestore.clock import Clock
+from featurestore.errors import FeatureStoreError
+from featurestore.ports.registry import ProjectState, Registry
+
+
+class StateCache:
+    """A project's state, at most `refresh_seconds` old while the registry answers.
+
+    Args:
+        registry: Where states are published.
+        project: The project's name.
+        clock: Tells when to ask again.
+        refresh_seconds: How long a state is used without asking; 0 asks for every read.
+    """
+
+    def __init__(
+        self, registry: Registry, project: str, clock: Clock, refresh_seconds: float
+    ) -> None:
+        self._registry = registry
+        self._project = project
+        self._clock = clock
+        self._refresh_seconds = refresh_seconds
+        self._lock = threading.Lock()
+        self._state: ProjectState | None = None
+        self._due = float("-inf")
+        self._stale = False
+        self.last_error: FeatureStoreError | None = None
+
+    def get(self) -> ProjectState:
+        """Return the state, refreshed when it is due and nobody else does it already.
+
+        Raises:
+            RegistryUnavailableError: There never was a state, and the registry does not answer.
+        """
+        state = self._state
+        if state is not None and self._clock.monotonic() < self._due and not self._stale:
+            return state
+        # Whoever has a state to go on with does not wait for another thread's refresh, unless the
+        # state was declared stale: then an answer must not be older than the declaration.
+        if not self._lock.acquire(blocking=state is None or self._stale):
+            return state if state is not None else self.get()
+        try:
+            if self._state is None or self._stale or self._clock.monotonic() >= self._due:
+                self._refresh()
+            return self._state if self._state is not None else self._missing()
+        finally:
+            self._lock.release()
+
+    def refresh(self) -> ProjectState:
+        """Ask the registry now, due or not; return the state. For the thread that does it for all.
+
+        Raises:
+            RegistryUnavailableError: There never was a state, and the registry does not answer.
+        """
+        with self._lock:
+            self._refresh()
+            return self._state if self._state is not None else self._missing()
+
+    def invalidate(self) -> None:
+        """Make the next `get` ask the registry: this process has just changed something."""
+        self._stale = True
+
+    def _refresh(self) -> None:
+        self._stale = False
+        try:
+            held = self._state
+            if held is None or self._registry.revision(self._project) != held.revision:
+                self._state = self._registry.state(self._project)
+            self.last_error = None
+        except FeatureStoreError as error:
+            self.last_error = error
+        self._due = self._clock.monotonic() + self._refresh_seconds
+
+    def _missing(self) -> ProjectState:
+        # A failure before the first state is told to the caller, and the next one asks again.
+        self._due = float("-inf")
+        if self.last_error is None:
+            raise AssertionError("a refresh leaves a state or an error")
+        raise self.last_error
