@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from featurestore.compile.plan import (
     Catalog,
@@ -18,6 +19,7 @@ from featurestore.compile.plan import (
     ServicePlan,
     ViewPlan,
 )
+from featurestore.compile.selection import Selectable, as_selection
 from featurestore.errors import (
     FeatureNotFoundError,
     NameClashError,
@@ -26,16 +28,10 @@ from featurestore.errors import (
     listing,
     near_miss,
 )
-from featurestore.model.declarations import (
-    FeatureSelection,
-    FeatureService,
-    FeatureView,
-    OnDemandFeatureView,
-)
+from featurestore.model.base import Declaration
+from featurestore.model.declarations import FeatureService
 
-FeaturesArgument = (
-    str | FeatureService | Sequence["str | FeatureView | OnDemandFeatureView | FeatureSelection"]
-)
+FeaturesArgument = str | FeatureService | Sequence[Selectable]
 
 
 @dataclass(frozen=True)
@@ -103,16 +99,21 @@ class RequestPlan:
     @property
     def key_columns(self) -> tuple[tuple[str, Column], ...]:
         """(entity column, join key) of all joins, each column once, in order of first use."""
-        seen: dict[str, Column] = {}
-        for join in self.joins:
-            for name, key in zip(join.key_columns, join.view.join_keys, strict=True):
-                seen.setdefault(name, key)
-        return tuple(seen.items())
+        return tuple((name, key) for name, (key, _) in _key_columns(self.joins).items())
 
 
 def slot(alias: str, feature: str) -> str:
     """Return the name under which a request holds a feature of a view or alias."""
     return f"{alias}__{feature}"
+
+
+def input_name(selection: Selection, feature: str) -> str:
+    """Return the column by which an on-demand function gets a feature.
+
+    It is the feature's name, or `alias__feature` where the view was given an alias, so that a view
+    that is joined twice gives two columns.
+    """
+    return feature if selection.alias == selection.view else slot(selection.alias, feature)
 
 
 def resolve(
@@ -133,7 +134,8 @@ def resolve(
     Raises:
         FeatureNotFoundError: A reference names nothing; the near miss is suggested.
         NotMaterializedError: A feature is applied but its view's new table is not complete yet.
-        NameClashError: Two result columns would share a name.
+        NameClashError: Two result columns would share a name, or a join key's column two types.
+        RequestError: `features` is no list of references.
     """
     service, selections = _selections(catalog, features)
     builder = _Builder(catalog, serving)
@@ -141,9 +143,11 @@ def resolve(
         builder.ask(selection, origin)
     outputs = builder.outputs(full_names=full_feature_names)
     _refuse_clashes(outputs)
+    joins = builder.joins()
+    _key_columns(joins)
     return RequestPlan(
         service=service,
-        joins=builder.joins(),
+        joins=joins,
         steps=tuple(builder.steps.values()),
         outputs=outputs,
         request_fields=builder.request_fields(),
@@ -161,70 +165,14 @@ def _selections(
             raise _no_service(catalog, features)
         origin = f"FeatureService '{service.name}'"
         return service.name, [(selection, origin) for selection in service.features]
-    if not features:
+    items: Any = features  # the caller's word; a view alone would be iterated field by field
+    if isinstance(items, Declaration):
+        raise RequestError("Features come as a list.", got=repr(items), hint="Write [...].")
+    if not items:
         raise RequestError(
             "A request asks for no feature.", allowed="a service or view:feature references"
         )
-    return None, [(as_selection(catalog, item), "the request") for item in features]
-
-
-def as_selection(
-    catalog: Catalog, item: str | FeatureView | OnDemandFeatureView | FeatureSelection
-) -> Selection:
-    """Return the selection that an item of a feature list names; all features by default."""
-    if isinstance(item, str):
-        view, _, feature = item.partition(":")
-        wanted = (feature,) if feature else None
-        return _selection(catalog, view, wanted, view, {})
-    if isinstance(item, FeatureSelection):
-        alias = item.alias_name or item.view
-        return _selection(catalog, item.view, item.features, alias, item.join_keys)
-    if isinstance(item, FeatureView | OnDemandFeatureView):
-        return _selection(catalog, item.name, None, item.name, {})
-    raise RequestError(
-        "A feature list holds something that names no feature.",
-        got=repr(item),
-        allowed="'view:feature', a view, view['feature'] or view.alias(...)",
-    )
-
-
-def _selection(
-    catalog: Catalog,
-    view: str,
-    features: tuple[str, ...] | None,
-    alias: str,
-    join_keys: dict[str, str],
-) -> Selection:
-    plan = catalog.views.get(view) or catalog.on_demand.get(view)
-    if plan is None:
-        known = [*catalog.views, *catalog.on_demand]
-        raise FeatureNotFoundError(
-            f"'{view}' names no applied feature view.",
-            allowed=listing(known),
-            hint=near_miss(view, known) or "Run 'featurestore apply' if it is new.",
-        )
-    known = [feature.name for feature in plan.features]
-    for feature in features or ():
-        if feature not in known:
-            close = near_miss(feature, known)
-            raise FeatureNotFoundError(
-                f"'{view}:{feature}' names no feature.",
-                allowed=f"'{view}' has: {listing(known)}",
-                hint=close and close.replace("'", f"'{view}:", 1),
-            )
-    if isinstance(plan, OnDemandPlan):
-        if alias != view or join_keys:
-            raise RequestError(f"The on-demand view '{view}' cannot have an alias.")
-    else:
-        keys = [key.name for key in plan.join_keys]
-        for key in join_keys:
-            if key not in keys:
-                raise RequestError(
-                    f"The alias '{alias}' maps '{key}', which is no join key of '{view}'.",
-                    allowed=listing(keys),
-                    hint=near_miss(key, keys),
-                )
-    return Selection(view=view, features=features or tuple(known), alias=alias, join_keys=join_keys)
+    return None, [(as_selection(catalog, item), "the request") for item in items]
 
 
 class _Builder:
@@ -273,7 +221,7 @@ class _Builder:
         inputs: list[tuple[str, str]] = []
         for source in plan.inputs:
             self._need(source, f"on-demand view '{plan.name}'")
-            inputs += [(name, slot(source.alias, name)) for name in source.features]
+            inputs += [(input_name(source, f), slot(source.alias, f)) for f in source.features]
         held = self.steps.get(plan.name)
         wanted = {*selection.features, *(held.features if held else ())}
         ordered = tuple(f.name for f in plan.features if f.name in wanted)
@@ -322,6 +270,21 @@ class _Builder:
                         got=f"{fields[field.name].dtype} and {field.dtype}",
                     )
         return tuple(fields.values())
+
+
+def _key_columns(joins: Iterable[Join]) -> dict[str, tuple[Column, Join]]:
+    seen: dict[str, tuple[Column, Join]] = {}
+    for join in joins:
+        for name, key in zip(join.key_columns, join.view.join_keys, strict=True):
+            held, other = seen.setdefault(name, (key, join))
+            if held.dtype != key.dtype:
+                raise NameClashError(
+                    f"The column '{name}' is to be a join key of two types.",
+                    got=f"{held.dtype} in '{other.alias}', {key.dtype} in '{join.alias}'",
+                    hint=f"Join one of them by another column: view.alias('{join.alias}_2',"
+                    f" join_keys={{'{key.name}': '...'}}).",
+                )
+    return seen
 
 
 def _refuse_clashes(outputs: Iterable[Output]) -> None:

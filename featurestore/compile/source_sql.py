@@ -1,15 +1,16 @@
-"""SQL over a source: its rows under the declared names, as instants, typed as a view declares (T1).
+"""SQL over a source: its rows under the declared names, as instants, typed as declared (law T1).
 
-Dialect: DuckDB. Everything that is named is quoted. Expressions and conditions of users are taken as
-they stand; they see the source's columns under their new names, with naive timestamps already
+Dialect: DuckDB. Everything that is named is quoted. Expressions and conditions of users are taken
+as they stand; they see the source's columns under their new names, with naive timestamps already
 made instants where the source declares `timezone=`. They may look at one row only and give the same
 at any time: windows, aggregates, random numbers and the clock are refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -180,18 +181,14 @@ def row_types(
     return {name: schema.field(index).type for index, name in enumerate(expressions)}
 
 
-class located:  # noqa: N801  (a context manager, read as a word)
-    """Adds a place to the project's errors that pass and know none."""
-
-    def __init__(self, place: str | None) -> None:
-        self._place = place
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, FeatureStoreError) and error.where is None:
-            error.where = self._place
+@contextlib.contextmanager
+def located(place: str | None) -> Iterator[None]:
+    """Add a place to the project's errors that pass and know none."""
+    try:
+        yield
+    except FeatureStoreError as error:
+        error.where = error.where or place
+        raise
 
 
 def _check_mapping(source: SourcePlan, names: Iterable[str]) -> None:
@@ -218,7 +215,7 @@ def _select(view: ViewPlan, mapped: MappedSource, types: Mapping[str, pa.DataTyp
     for key in view.join_keys:
         column = mapped.column(key.name, "a join key")
         arrow = mapped.columns[column]
-        refuse_unlike(key.name, "join key", arrow, key.type, source)
+        refuse_unlike(key.name, "join key", arrow, key.type, source, said="applied")
         outputs.append((key.name, convert(quote(column), arrow, key.type, source.timezone)))
     outputs.append(("event_timestamp", timestamp_sql(mapped, "event_timestamp")))
     outputs.append(("created_timestamp", timestamp_sql(mapped, "created_timestamp")))
@@ -228,7 +225,7 @@ def _select(view: ViewPlan, mapped: MappedSource, types: Mapping[str, pa.DataTyp
             expression = quote(feature.name)
         else:
             arrow, expression = types[feature.name], f"(\n{feature.expression}\n)"
-        refuse_unlike(feature.name, "feature", arrow, feature.type, source)
+        refuse_unlike(feature.name, "feature", arrow, feature.type, source, said="applied")
         outputs.append((feature.name, convert(expression, arrow, feature.type, source.timezone)))
     # Two levels: an expression must not see the name of another output.
     inner = ", ".join(f"{sql} AS __{i}" for i, (_, sql) in enumerate(outputs))
@@ -261,7 +258,7 @@ def _refuse_unstable(label: str, text: str) -> None:
             f"{_capital(label)} gives another value each time it is run.",
             got=f"{match[1] or match[2]} in: {text}",
             allowed="SQL over the row's own columns",
-            hint="Use event_timestamp's column, or compute it in an on-demand view.",
+            hint="What depends on the moment of asking belongs in an on-demand view.",
         )
 
 

@@ -125,7 +125,13 @@ def value_type(
 
 
 def refuse_unlike(
-    name: str, role: str, arrow: pa.DataType, wanted: DType, source: SourcePlan
+    name: str,
+    role: str,
+    arrow: pa.DataType,
+    wanted: DType,
+    source: SourcePlan,
+    *,
+    said: str = "declared",
 ) -> None:
     """Raise unless a column of an Arrow type can be read as `wanted` without loss.
 
@@ -133,19 +139,18 @@ def refuse_unlike(
         SourceSchemaError: It cannot; says what the source holds and what would fit.
     """
     got = infer(arrow, source)
-    if _is_null(arrow) or (
-        got is not None and (wanted.accepts(got) or _parses(got, wanted, source))
-    ):
+    if _is_null(arrow) or (got is not None and _fits(got, wanted, source)):
         return
     raise SourceSchemaError(
-        f"The {role} '{name}' is declared as {wanted}, and FileSource '{source.name}' holds"
+        f"The {role} '{name}' is {said} as {wanted}, and FileSource '{source.name}' holds"
         f" {got or arrow}.",
         got=f"{got} ({arrow})" if got and str(got) != str(arrow) else str(arrow),
         allowed=f"{wanted}, or what widens to it without loss",
-        hint=_next_step(name, role, arrow, wanted, got),
+        hint=_MENDED if said == "applied" else _next_step(name, role, arrow, wanted, got),
     )
 
 
+_MENDED = "Run 'featurestore plan' and 'apply' to take the new type, or mend the source."
 _ALLOWED = "bool, integers up to 64 bits, floats, texts, bytes, dates, instants, lists of these"
 
 
@@ -161,7 +166,9 @@ def _key_type(name: str, inferred: DType) -> DType:
     return DType("int64") if inferred.scalar == "int32" else inferred
 
 
-def _parses(got: DType, wanted: DType, source: SourcePlan) -> bool:
+def _fits(got: DType, wanted: DType, source: SourcePlan) -> bool:
+    if wanted.accepts(got):
+        return True
     plain = not got.container and not wanted.container
     return source.kind == "csv" and plain and (got.scalar, wanted.scalar) in _FROM_TEXT
 
@@ -170,9 +177,7 @@ def _next_step(name: str, role: str, arrow: pa.DataType, wanted: DType, got: DTy
     if got is None and is_naive(arrow):
         return _capital(unsupported(arrow)) + "."
     if role == "join key":
-        return (
-            "Cast it in the source with query=, or run 'featurestore apply' to take the new type."
-        )
+        return f'Cast it in the source: query="SELECT CAST({name} AS {wanted.duckdb}) AS {name}".'
     cast = f"expression='CAST({name} AS {wanted.duckdb})'"
     if got is None:
         return f"Convert it: Field(name='{name}', dtype='{wanted}', {cast})."

@@ -3,20 +3,20 @@
 `rows.unpack` says what packed rows mean; this room reads the same bytes without decoding more than
 is asked for. First the heads: whether each row was written under our schema, and its instant.
 Then, once the instant of the answer is known, a status a row. Features are decoded one at a time,
-as plain little-endian bytes, as Arrow or as Python values. One row, the most frequent request, is
-read without NumPy; nothing else differs.
+as plain bytes, as Arrow or as Python values. One row, the most frequent request, is read without
+NumPy; nothing else differs.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
-from datetime import date
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from featurestore.dtypes import DType
 from featurestore.errors import DataError
+from featurestore.semantics import plain as columns
+from featurestore.semantics.plain import CODES, SHOWN, Plain
 from featurestore.semantics.rows import (
     FINGERPRINT_BYTES,
     HEADER_BYTES,
@@ -25,7 +25,7 @@ from featurestore.semantics.rows import (
     plain_arrow,
     read_varying,
 )
-from featurestore.semantics.timeline import is_visible, to_datetime
+from featurestore.semantics.timeline import is_visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,19 +37,8 @@ if TYPE_CHECKING:
 # The statuses of law O3 as numbers, the same on the wire. A view's row is never NULL_VALUE as a
 # whole: that is told feature by feature.
 PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = 1, 2, 3, 4
-
-Plain = tuple[bytes, bytes | None]
 _SIGN = 1 << 63
-_EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
-_CODES = {
-    "bool": "?",
-    "int32": "i",
-    "int64": "q",
-    "float32": "f",
-    "float64": "d",
-    "date": "i",
-    "timestamp": "q",
-}
+_NULL = b"\x00"
 
 
 class PackedReader:
@@ -64,8 +53,24 @@ class PackedReader:
         self.view = view
         self.schema = schema
         self.size = HEADER_BYTES + schema.fixed_bytes
-        start = HEADER_BYTES + schema.bitmap_bytes
-        self.slots = {i: (start + at, start + at + width) for i, at, width in schema.fixed}
+        self.start = HEADER_BYTES + schema.bitmap_bytes
+        self.slots = {
+            i: (self.start + at, self.start + at + width) for i, at, width in schema.fixed
+        }
+        self.all_bits = (1 << len(schema.names)) - 1
+        items = [schema.dtypes[i] for i, _, _ in schema.fixed]
+        self.struct = struct.Struct(
+            "<" + "".join(f"{t.length or 1}{CODES[t.scalar]}" for t in items)
+        )
+        # Whether a row without nulls is just what `struct` gives.
+        self.is_simple = not schema.varying and all(
+            not t.container and t.scalar not in SHOWN for t in items
+        )
+
+    @cached_property
+    def arrow_types(self) -> tuple[pa.DataType, ...]:
+        """The features' types in Arrow."""
+        return tuple(dtype.arrow for dtype in self.schema.dtypes)
 
     def heads(self, values: Sequence[bytes | None]) -> OneHead | ManyHeads:
         """Return the heads of one packed row an entity row, None where there is none.
@@ -76,7 +81,11 @@ class PackedReader:
         return OneHead(self, values[0]) if len(values) == 1 else ManyHeads(self, values)
 
     def check(self, value: bytes) -> None:
-        """Refuse a packed row that is not of this schema."""
+        """Refuse a packed row that is not of this schema.
+
+        Raises:
+            DataError: It is not, or it is cut short.
+        """
         lead = self.schema.fingerprint
         if not value.startswith(lead):
             raise DataError(
@@ -102,25 +111,26 @@ class OneHead:
     """The head of a single row."""
 
     def __init__(self, reader: PackedReader, value: bytes | None) -> None:
-        if value is not None:
-            reader.check(value)
         self._reader = reader
         self._value = value
-        self.newest = None if value is None else event_of(value)
+        self.newest: int | None = None
+        if value is not None:
+            reader.check(value)
+            self.newest = event_of(value)
 
     def first_after(self, as_of: int) -> tuple[int, int] | None:
         """Return (row, event timestamp) of the first row newer than `as_of`, or None."""
         return (0, self.newest) if self.newest is not None and self.newest > as_of else None
 
     def at(self, as_of: int, ttl: int | None) -> PackedRows:
-        """Return the rows as they are seen at `as_of` (law T3)."""
+        """Return the row as it is seen at `as_of` (law T3)."""
         event = self.newest
         if event is None:
-            return PackedRows(self._reader, [None], bytes([NOT_FOUND]), bytes(8))
-        stamps = event.to_bytes(8, "little", signed=True)
+            return _OneRow(self._reader, [None], bytes((NOT_FOUND,)), bytes(8))
+        stamp = event.to_bytes(8, "little", signed=True)
         if is_visible(event, as_of, ttl):
-            return PackedRows(self._reader, [self._value], bytes([PRESENT]), stamps)
-        return PackedRows(self._reader, [None], bytes([OUTSIDE_MAX_AGE]), stamps)
+            return _OneRow(self._reader, [self._value], bytes((PRESENT,)), stamp)
+        return _OneRow(self._reader, [None], bytes((OUTSIDE_MAX_AGE,)), stamp)
 
 
 class ManyHeads:
@@ -132,53 +142,58 @@ class ManyHeads:
         self._reader = reader
         self._values = values
         stored = [v for v in values if v is not None]
-        empty = reader.schema.fingerprint + bytes(HEADER_BYTES - FINGERPRINT_BYTES)
-        joined = b"".join([empty if v is None else v[:HEADER_BYTES] for v in values])
+        self._found = None if len(stored) == len(values) else [v is not None for v in values]
         if stored and min(map(len, stored)) < reader.size:
             self._refuse(stored)
-        matrix = np.frombuffer(joined, dtype=np.uint8).reshape(len(values), HEADER_BYTES)
+        joined = b"".join([v[:HEADER_BYTES] for v in stored])
+        matrix = np.frombuffer(joined, dtype=np.uint8).reshape(len(stored), HEADER_BYTES)
         lead = np.frombuffer(reader.schema.fingerprint, dtype=np.uint8)
         if (matrix[:, :FINGERPRINT_BYTES] != lead).any():
             self._refuse(stored)
-        self._found = np.fromiter((v is not None for v in values), dtype=bool, count=len(values))
         order = np.ascontiguousarray(matrix[:, 4:12]).view(">u8")[:, 0].astype(np.uint64)
         self._events: Int64s = (order ^ np.uint64(_SIGN)).view(np.int64)
+        self.newest: int | None = int(self._events.max()) if stored else None
 
     def _refuse(self, stored: Sequence[bytes]) -> None:
         for value in stored:
             self._reader.check(value)
 
-    @property
-    def newest(self) -> int | None:
-        """The largest event timestamp, None without any row."""
-        return int(self._events[self._found].max()) if self._found.any() else None
-
     def first_after(self, as_of: int) -> tuple[int, int] | None:
         """Return (row, event timestamp) of the first row newer than `as_of`, or None."""
-        after = self._found & (self._events > as_of)
-        row = int(after.argmax()) if after.any() else None
-        return None if row is None else (row, int(self._events[row]))
+        if self.newest is None or self.newest <= as_of:
+            return None
+        place = int((self._events > as_of).argmax())
+        rows = [i for i, value in enumerate(self._values) if value is not None]
+        return rows[place], int(self._events[place])
 
     def at(self, as_of: int, ttl: int | None) -> PackedRows:
         """Return the rows as they are seen at `as_of` (law T3, here for all rows at once)."""
         import numpy as np
 
-        visible = self._found & (self._events <= as_of)
+        visible = self._events <= as_of
         if ttl is not None:
             visible &= as_of - self._events <= ttl
-        outside = np.where(self._found, OUTSIDE_MAX_AGE, NOT_FOUND)
-        statuses = np.where(visible, PRESENT, outside).astype(np.uint8)
-        events = np.where(self._found, self._events, 0).astype("<i8")
+        if self._found is None and visible.all():
+            statuses = bytes((PRESENT,)) * len(self._values)
+            return PackedRows(self._reader, self._values, statuses, self._events.tobytes())
+        found = np.ones(len(visible), dtype=bool) if self._found is None else np.array(self._found)
+        codes = np.full(len(found), NOT_FOUND, dtype=np.uint8)
+        codes[found] = np.where(visible, PRESENT, OUTSIDE_MAX_AGE)
+        events = np.zeros(len(found), dtype="<i8")
+        events[found] = self._events
         shown = [
-            v if seen else None for v, seen in zip(self._values, visible.tolist(), strict=True)
+            value if code == PRESENT else None
+            for value, code in zip(self._values, codes.tolist(), strict=True)
         ]
-        return PackedRows(self._reader, shown, statuses.tobytes(), events.tobytes())
+        return PackedRows(self._reader, shown, codes.tobytes(), events.tobytes())
 
 
 class PackedRows:
     """One view's rows in an answer: statuses and instants, and its features decoded when asked.
 
-    Attributes:
+    Args:
+        reader: The view's.
+        shown: A packed row an entity row, None where none is visible.
         statuses: One byte a row: PRESENT, NOT_FOUND or OUTSIDE_MAX_AGE.
         events: Eight bytes a row, little-endian: microseconds; 0 where nothing was found.
     """
@@ -192,32 +207,19 @@ class PackedRows:
         self.events = events
 
     def plain(self, index: int) -> Plain | None:
-        """Return a feature as (values, validity), None when its values vary in width.
-
-        Values are little-endian and zero where null; bools are a byte each. Validity is a bit a
-        row, least significant first, and None without nulls.
-        """
+        """Return a feature as a plain column, None when its values vary in width."""
         slot = self._reader.slots.get(index)
         if slot is None:
             return None
         start, stop = slot
-        if len(self._shown) == 1:
-            value = self._shown[0]
-            if value is None:
-                return bytes(stop - start), b"\x00"
-            present = value[HEADER_BYTES + (index >> 3)] >> (index & 7) & 1
-            return value[start:stop], None if present else b"\x00"
-        data = self._matrix[:, start - HEADER_BYTES : stop - HEADER_BYTES].tobytes()
-        return data, self.validity(index)
+        return self._matrix[:, start - HEADER_BYTES : stop - HEADER_BYTES].tobytes(), self.validity(
+            index
+        )
 
     def validity(self, index: int) -> bytes | None:
-        """Return a feature's validity as in `plain`."""
-        if len(self._shown) == 1:
-            value = self._shown[0]
-            present = value and value[HEADER_BYTES + (index >> 3)] >> (index & 7) & 1
-            return None if present else b"\x00"
-        full, bits = self._bits
-        return None if full[index] else bits[index].tobytes()
+        """Return the validity of a feature as plain columns have it."""
+        bits = self._bits
+        return None if bits is None or bits[0][index] else bits[1][index].tobytes()
 
     def array(self, index: int) -> pa.Array:
         """Return a feature as an Arrow array of its declared type."""
@@ -225,16 +227,17 @@ class PackedRows:
 
         dtype = self._reader.schema.dtypes[index]
         plain = self.plain(index)
+        kind = self._reader.arrow_types[index]
         if plain is not None:
-            return plain_to_arrow(dtype, len(self._shown), *plain)
-        return pa.array(self._tails[index], type=plain_arrow(dtype)).cast(dtype.arrow)
+            return columns.to_arrow(dtype, len(self._shown), plain, kind)
+        return pa.array(self._tails[index], type=plain_arrow(dtype)).cast(kind)
 
     def pylist(self, index: int) -> list[Any]:
         """Return a feature as Python values, None where null."""
         dtype = self._reader.schema.dtypes[index]
         plain = self.plain(index)
         if plain is not None:
-            return plain_to_list(dtype, len(self._shown), *plain)
+            return columns.to_list(dtype, len(self._shown), plain)
         if dtype.container:
             values: list[Any] = self.array(index).to_pylist()
             return values
@@ -251,15 +254,18 @@ class PackedRows:
         return np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(len(parts), len(empty))
 
     @cached_property
-    def _bits(self) -> tuple[list[bool], npt.NDArray[np.uint8]]:
-        """(whether no row is null, the validity) of each feature."""
+    def _bits(self) -> tuple[list[bool], npt.NDArray[np.uint8]] | None:
+        """(whether no row is null, the validity) of each feature; None when nothing is null."""
         import numpy as np
 
         count = self._reader.schema.bitmap_bytes
+        full = self._reader.all_bits.to_bytes(count, "little")
+        if self._matrix[:, :count].tobytes() == full * len(self._shown):
+            return None
         bits = np.unpackbits(self._matrix[:, :count], axis=1, bitorder="little")
         by_feature = np.ascontiguousarray(bits.T)
-        full: list[bool] = by_feature.all(axis=1).tolist()
-        return full, np.packbits(by_feature, axis=1, bitorder="little")
+        whole: list[bool] = np.logical_and.reduce(by_feature, axis=1).tolist()
+        return whole, np.packbits(by_feature, axis=1, bitorder="little")
 
     @cached_property
     def _tails(self) -> dict[int, list[Any]]:
@@ -282,40 +288,35 @@ class PackedRows:
         return items
 
 
-def plain_to_arrow(dtype: DType, rows: int, data: bytes, validity: bytes | None) -> pa.Array:
-    """Return plain bytes of a fixed-width type as an Arrow array, without touching the values."""
-    import numpy as np
-    import pyarrow as pa
+class _OneRow(PackedRows):
+    """The same for a single row, without a matrix."""
 
-    mask = None if validity is None else pa.py_buffer(validity)
-    if dtype.container == "vector":
-        child = plain_to_arrow(dtype.item, rows * dtype.length, data, None)
-        return pa.Array.from_buffers(dtype.arrow, rows, [mask], children=[child])
-    if dtype.scalar == "bool":
-        data = np.packbits(np.frombuffer(data, dtype=np.uint8), bitorder="little").tobytes()
-    return pa.Array.from_buffers(dtype.arrow, rows, [mask, pa.py_buffer(data)])
+    def plain(self, index: int) -> Plain | None:
+        slot = self._reader.slots.get(index)
+        if slot is None:
+            return None
+        start, stop = slot
+        value = self._shown[0]
+        if value is None:
+            return bytes(stop - start), _NULL
+        present = value[HEADER_BYTES + (index >> 3)] >> (index & 7) & 1
+        return value[start:stop], None if present else _NULL
 
+    def validity(self, index: int) -> bytes | None:
+        value = self._shown[0]
+        present = value is not None and value[HEADER_BYTES + (index >> 3)] >> (index & 7) & 1
+        return None if present else _NULL
 
-def plain_to_list(dtype: DType, rows: int, data: bytes, validity: bytes | None) -> list[Any]:
-    """Return plain bytes of a fixed-width type as Python values."""
-    count = rows * (dtype.length or 1)
-    values: list[Any] = list(struct.unpack(f"<{count}{_CODES[dtype.scalar]}", data))
-    present = [True] * rows if validity is None else unpack_bits(validity, rows)
-    if dtype.container == "vector":
-        size = dtype.length
-        values = [values[i * size : (i + 1) * size] for i in range(rows)]
-    elif dtype.scalar in {"date", "timestamp"}:
-        show: Callable[[int], Any] = to_datetime if dtype.scalar == "timestamp" else _to_date
-        return [show(v) if p else None for v, p in zip(values, present, strict=True)]
-    if validity is None:
-        return values
-    return [v if p else None for v, p in zip(values, present, strict=True)]
+    def pylist(self, index: int) -> list[Any]:
+        return [self._values[index]]
 
-
-def unpack_bits(validity: bytes, rows: int) -> list[bool]:
-    """Return the bits of a validity, least significant first."""
-    return [bool(validity[i >> 3] >> (i & 7) & 1) for i in range(rows)]
-
-
-def _to_date(days: int) -> date:
-    return date.fromordinal(days + _EPOCH_ORDINAL)
+    @cached_property
+    def _values(self) -> Sequence[Any]:
+        """All features as Python values."""
+        reader, value = self._reader, self._shown[0]
+        if value is None:
+            return [None] * len(reader.schema.names)
+        bits = int.from_bytes(value[HEADER_BYTES : reader.start], "little")
+        if reader.is_simple and bits == reader.all_bits:
+            return reader.struct.unpack_from(value, reader.start)
+        return [super(_OneRow, self).pylist(i)[0] for i in range(len(reader.schema.names))]

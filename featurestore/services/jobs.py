@@ -119,6 +119,10 @@ class Materializer:
         end = now if end_us is None else min(end_us, now)
         return self._run(self._views(views), None, end, attempt, progress)
 
+    def interrupt(self) -> None:
+        """Stop the runs of this process, from any thread; each fails and says so."""
+        self._job.interrupt()
+
     def _views(self, names: Sequence[str] | None) -> list[ViewPlan]:
         applied = self._registry.state(self._project).catalog.views
         for name in names or ():

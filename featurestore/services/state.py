@@ -48,43 +48,42 @@ class StateCache:
             return state
         # Whoever has a state to go on with does not wait for another thread's refresh, unless the
         # state was declared stale: then an answer must not be older than the declaration.
-        if not self._lock.acquire(blocking=state is None or self._stale):
-            return state if state is not None else self.get()
+        if state is None or self._stale:
+            self._lock.acquire()
+        elif not self._lock.acquire(blocking=False):
+            return state
         try:
-            if self._state is None or self._stale or self._clock.monotonic() >= self._due:
-                self._refresh()
-            return self._state if self._state is not None else self._missing()
+            held = self._state
+            if held is not None and not self._stale and self._clock.monotonic() < self._due:
+                return held
+            return self._refresh()
         finally:
             self._lock.release()
 
     def refresh(self) -> ProjectState:
-        """Ask the registry now, due or not; return the state. For the thread that does it for all.
+        """Ask the registry now, due or not; for the one thread that does it for all others.
 
         Raises:
             RegistryUnavailableError: There never was a state, and the registry does not answer.
         """
         with self._lock:
-            self._refresh()
-            return self._state if self._state is not None else self._missing()
+            return self._refresh()
 
     def invalidate(self) -> None:
         """Make the next `get` ask the registry: this process has just changed something."""
         self._stale = True
 
-    def _refresh(self) -> None:
+    def _refresh(self) -> ProjectState:
         self._stale = False
+        state = self._state
         try:
-            held = self._state
-            if held is None or self._registry.revision(self._project) != held.revision:
-                self._state = self._registry.state(self._project)
+            if state is None or self._registry.revision(self._project) != state.revision:
+                state = self._registry.state(self._project)
             self.last_error = None
         except FeatureStoreError as error:
             self.last_error = error
+            if state is None:
+                raise
+        self._state = state
         self._due = self._clock.monotonic() + self._refresh_seconds
-
-    def _missing(self) -> ProjectState:
-        # A failure before the first state is told to the caller, and the next one asks again.
-        self._due = float("-inf")
-        if self.last_error is None:
-            raise AssertionError("a refresh leaves a state or an error")
-        raise self.last_error
+        return state

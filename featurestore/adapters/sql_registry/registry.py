@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import Connection, Table, delete, select, update
+from sqlalchemy import Connection, Insert, Table, Update, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from featurestore.adapters.sql_registry.database import Database
@@ -279,14 +279,13 @@ class SqlRegistry:
         values: dict[str, Any],
     ) -> bool:
         """Write a row if its counter, the first of `values`, is still as expected; 0 is no row."""
+        statement: Insert | Update
         if expected == 0:
-            done = connection.execute(
-                self._insert(table).on_conflict_do_nothing(), {**key, **values}
-            )
+            statement = self._insert(table).values({**key, **values}).on_conflict_do_nothing()
         else:
             counter = table.c[next(iter(values))]
-            same = (*_equal(table, key), counter == expected)
-            done = connection.execute(update(table).where(*same).values(values))
+            statement = update(table).where(*_equal(table, key), counter == expected).values(values)
+        done = connection.execute(statement.execution_options(preserve_rowcount=True))
         return done.rowcount == 1
 
     def _lost(self, connection: Connection, project: str, expected: int) -> Exception:

@@ -1,0 +1,95 @@
+"""Tells what an error of Redis or its driver means: gone, refused, full, read-only or strange.
+
+The server's own words are kept; a password in them is not.
+"""
+
+from __future__ import annotations
+
+from redis import exceptions as redis_errors
+
+from featurestore.adapters.redis.location import Location
+from featurestore.errors import (
+    AuthenticationError,
+    FeatureStoreError,
+    OnlineStoreUnavailableError,
+    StorageError,
+)
+
+DRIVER_ERRORS = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError)
+
+_REFUSED = (
+    redis_errors.AuthenticationError,
+    redis_errors.AuthorizationError,
+    redis_errors.AuthenticationWrongNumberOfArgsError,
+    redis_errors.NoPermissionError,
+)
+_NOT_STALE = (
+    *_REFUSED,
+    redis_errors.BusyLoadingError,
+    redis_errors.MaxConnectionsError,
+)
+# Answers of a server that is there but cannot serve now; most arrive as plain ResponseError.
+_BUSY = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING", "BUSY", "NOREPLICAS", "MOVED", "ASK")
+# Scripts wrap the words of the commands inside them, so the words are looked for anywhere.
+_STORAGE = (
+    ("READONLY", "is a read-only replica", "Point [online] url at the primary server."),
+    ("read only replica", "is a read-only replica", "Point [online] url at the primary server."),
+    ("OOM", "is out of memory", "Raise maxmemory, or delete what is no longer served."),
+    ("maxmemory", "is out of memory", "Raise maxmemory, or delete what is no longer served."),
+    ("MISCONF", "cannot write its own files", "Look into the server's log and its disk."),
+)
+
+
+def is_stale(error: BaseException) -> bool:
+    """Whether a connection broke, so that another one may serve the same call."""
+    return isinstance(error, redis_errors.ConnectionError) and not isinstance(error, _NOT_STALE)
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Whether the server turned out to be a replica."""
+    text = _words(error)
+    return "READONLY" in text or "read only replica" in text
+
+
+def translate(error: BaseException, location: Location) -> FeatureStoreError:
+    """Return our error for one of the driver's."""
+    text = location.scrub(_words(error))
+    if isinstance(error, _REFUSED) or "ACL failure" in text:
+        return AuthenticationError(
+            "The online store refused the user.",
+            where=location.label,
+            got=text,
+            hint="Check [online] username, FEATURESTORE_ONLINE_PASSWORD and the user's permissions:"
+            " it reads, writes, scans and runs scripts.",
+        )
+    if isinstance(error, redis_errors.ResponseError) and not _is_busy(error, text):
+        for words, what, hint in _STORAGE:
+            if words in text:
+                return StorageError(
+                    f"The online store {what}.", where=location.label, got=text, hint=hint
+                )
+        return StorageError(
+            "The online store answered with an error.",
+            where=location.label,
+            got=text,
+            hint="It takes Redis 7 or Valkey; look into the server's log.",
+        )
+    return OnlineStoreUnavailableError(
+        "The online store cannot be reached.",
+        where=location.label,
+        got=text,
+        hint="Check that the server runs and can be reached from here, then try again"
+        " ([online] timeout_seconds sets the longest wait).",
+    )
+
+
+def _is_busy(error: redis_errors.ResponseError, text: str) -> bool:
+    busy = redis_errors.ClusterError | redis_errors.TryAgainError | redis_errors.AskError
+    return isinstance(error, busy) or text.startswith(_BUSY)
+
+
+def _words(error: BaseException) -> str:
+    # The driver cuts the first word off errors that it knows and keeps it as a status code.
+    code = getattr(error, "status_code", None)
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{code} {text}" if code else text

@@ -1,0 +1,281 @@
+"""The online store in Redis or Valkey: one packed value a key, newer wins in a script (T2, O1, O5).
+
+Reads are one round trip: one MGET, or the GETs of each primary of a cluster sent side by side. No
+call waits longer than its timeout; a read that meets a broken connection is tried once more, at
+once, and nothing else is ever repeated. Expiry is the server's, and takes only what readers would call
+expired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError
+
+from featurestore.adapters.redis.connection import Command, Deadline, Server, exchange
+from featurestore.adapters.redis.failures import (
+    DRIVER_ERRORS,
+    is_read_only,
+    is_stale,
+    translate,
+)
+from featurestore.adapters.redis.location import Location, parse_location
+from featurestore.adapters.redis.routes import Cluster, OneServer, Routes
+from featurestore.adapters.redis.script import LOAD, newer_wins
+from featurestore.clock import Clock, SystemClock
+from featurestore.ports.online_laws import newest_per_key
+
+# A script holds the server for about a millisecond at this size, so that readers get in between.
+_SCRIPT_KEYS = 250
+_WRITE_KEYS = 5_000
+_READ_KEYS = 5_000
+_SCAN_KEYS = 1_000
+_GLOB_SPECIAL = b"*?[]\\^-"
+# A key may be redirected to where it moved, then to where it moves, and need the script there.
+_ROUNDS = 5
+
+_Step = tuple[int | None, Command]
+
+
+class RedisOnlineStore:
+    """Keeps the newest packed row of each key. For use by any number of threads, and after a fork.
+
+    Args:
+        location: Where the servers are.
+        routes: Finds the server of a key.
+        deadline: Bounds every call.
+    """
+
+    def __init__(self, location: Location, routes: Routes, deadline: Deadline) -> None:
+        self._location = location
+        self._routes = routes
+        self._deadline = deadline
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        timeout: float = 2.0,
+        clock: Clock | None = None,
+    ) -> Self:
+        """Return a store; the servers are first spoken to by the first call.
+
+        Args:
+            url: `redis://host:port/database`, `rediss://` for TLS, `redis+cluster://` and
+                `rediss+cluster://` naming one server of a cluster. TLS takes the options
+                `?ssl_ca_certs=FILE`, `ssl_ca_path`, `ssl_certfile`, `ssl_keyfile`,
+                `ssl_cert_reqs` and `ssl_check_hostname`.
+            username: Of an ACL user; goes before one in the URL.
+            password: Goes before one in the URL.
+            timeout: Seconds that one round trip may take at most, connecting included.
+            clock: What tells the time that passes; the machine's by default.
+
+        Raises:
+            SettingsError: The URL is of another kind.
+        """
+        location = parse_location(url, username, password)
+        deadline = Deadline(clock or SystemClock(), timeout)
+        routes: Routes = (Cluster if location.cluster else OneServer)(location, deadline)
+        return cls(location, routes, deadline)
+
+    def __repr__(self) -> str:
+        return f"RedisOnlineStore({self._location.label!r})"
+
+    def read(self, keys: Sequence[bytes], *, timeout: float | None = None) -> list[bytes | None]:
+        """Return the value of each key, None where there is none, in one round trip.
+
+        Args:
+            keys: Any number of keys, duplicates allowed; the result has their order.
+            timeout: Seconds; one longer than the store's setting counts as the setting.
+
+        Raises:
+            OnlineStoreUnavailableError: No answer came in time.
+            AuthenticationError: The user was refused.
+            StorageError: The server answered with an error.
+        """
+        self._deadline.start(timeout)
+        try:
+            return self._read(keys)
+        except DRIVER_ERRORS as error:
+            if not is_stale(error):
+                raise translate(error, self._location) from error
+        try:
+            return self._read(keys)
+        except DRIVER_ERRORS as error:
+            raise translate(error, self._location) from error
+
+    def write(
+        self, keys: Sequence[bytes], values: Sequence[bytes], expires_us: Sequence[int] | None
+    ) -> int:
+        """Store each value that is newer than what is there; return how many keys changed.
+
+        Keys of one call become visible in groups, each key whole. After an error some may be
+        stored and others not; writing all of them again is right.
+
+        Args:
+            keys: The keys; of a key that repeats, the newest value counts, once.
+            values: Packed rows, one a key.
+            expires_us: The instant after which the server deletes a value (0: never), None where
+                nothing expires. Callers give instants ahead of now; one that is not becomes a
+                minute ahead, so that a value just written can be read.
+
+        Raises:
+            OnlineStoreUnavailableError: No answer came in time; what was stored is not known.
+            AuthenticationError: The user was refused.
+            StorageError: The server is full or read-only.
+        """
+        chosen = newest_per_key(keys, values, expires_us)
+        won = 0
+        try:
+            for start in range(0, len(chosen), _WRITE_KEYS):
+                self._deadline.start()
+                won += self._write(chosen[start : start + _WRITE_KEYS], keys, values, expires_us)
+        except DRIVER_ERRORS as error:
+            if is_read_only(error):
+                self._routes.forget()
+            raise translate(error, self._location) from error
+        return won
+
+    def delete_namespace(self, namespace: bytes) -> int:
+        """Delete every key that begins with these 8 bytes and no other; return how many.
+
+        Walks over all keys of the database; each round trip has the store's timeout.
+        """
+        deleted = 0
+        try:
+            for server in self._primaries():
+                for found in self._scan(server, namespace):
+                    self._deadline.start()
+                    deleted += sum(self._run(found, [("UNLINK", key) for key in found]))
+        except DRIVER_ERRORS as error:
+            raise translate(error, self._location) from error
+        return deleted
+
+    def count(self, namespace: bytes) -> int:
+        """Return how many keys begin with these 8 bytes.
+
+        Walks over all keys of the database and keeps those found in memory: the server may show a
+        key twice while its table grows.
+        """
+        seen: set[bytes] = set()
+        try:
+            for server in self._primaries():
+                for found in self._scan(server, namespace):
+                    seen.update(found)
+        except DRIVER_ERRORS as error:
+            raise translate(error, self._location) from error
+        return len(seen)
+
+    def ping(self, *, timeout: float | None = None) -> None:
+        """Return when every server that holds keys answers."""
+        self._deadline.start(timeout)
+        try:
+            plan: list[tuple[Server, list[Command]]] = [
+                (server, [("PING",)]) for server in self._routes.primaries()
+            ]
+            for replies in exchange(plan, self._routes.failed):
+                _checked(replies)
+        except DRIVER_ERRORS as error:
+            raise translate(error, self._location) from error
+
+    def close(self) -> None:
+        """Close all connections. Another call would open new ones."""
+        self._routes.close()
+
+    def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if not self._routes.one_server:
+            return self._run(keys, [("GET", key) for key in keys])
+        starts = range(0, len(keys), _READ_KEYS)
+        commands: list[Command] = [("MGET", *keys[i : i + _READ_KEYS]) for i in starts]
+        (server,) = self._routes.primaries()
+        # A broken connection shows in the answer, and the read is tried again: no need to look.
+        replies = _checked(exchange([(server, commands)], self._routes.failed, check=False)[0])
+        return replies[0] if len(replies) == 1 else [value for reply in replies for value in reply]
+
+    def _write(
+        self,
+        chosen: Sequence[int],
+        keys: Sequence[bytes],
+        values: Sequence[bytes],
+        expires_us: Sequence[int] | None,
+    ) -> int:
+        # Keys of a cluster are in slots of their own; a script may touch one slot only.
+        size = _SCRIPT_KEYS if self._routes.one_server else 1
+        groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        commands = [
+            newer_wins(
+                [keys[i] for i in group],
+                [values[i] for i in group],
+                [] if expires_us is None else [-(-expires_us[i] // 1000) for i in group],
+            )
+            for group in groups
+        ]
+        return sum(self._run([keys[group[0]] for group in groups], commands))
+
+    def _primaries(self) -> list[Server]:
+        self._deadline.start()
+        return self._routes.primaries()
+
+    def _scan(self, server: Server, namespace: bytes) -> Iterator[list[bytes]]:
+        pattern = b"".join(
+            b"\\%c" % byte if byte in _GLOB_SPECIAL else b"%c" % byte for byte in namespace
+        )
+        cursor: bytes = b"0"
+        while True:
+            self._deadline.start()
+            command: Command = ("SCAN", cursor, "MATCH", pattern + b"*", "COUNT", _SCAN_KEYS)
+            replies = exchange([(server, [command])], self._routes.failed)
+            cursor, found = _checked(replies[0])[0]
+            mine = [key for key in found if key.startswith(namespace)]
+            if mine:
+                yield mine
+            if cursor == b"0":
+                return
+
+    def _run(self, keys: Sequence[bytes], commands: Sequence[Command]) -> list[Any]:
+        """Return the reply of each command; `keys` holds a key of each, which tells the server."""
+        replies: list[Any] = [None] * len(commands)
+        plan: dict[Server, list[_Step]] = {
+            server: [(i, commands[i]) for i in positions]
+            for server, positions in self._routes.place(keys).items()
+        }
+        for _ in range(_ROUNDS):
+            if not plan:
+                break
+            answers = exchange(
+                [(server, [command for _, command in steps]) for server, steps in plan.items()],
+                self._routes.failed,
+            )
+            again: dict[Server, list[_Step]] = {}
+            for (server, steps), answer in zip(plan.items(), answers, strict=True):
+                for step, reply in zip(steps, answer, strict=True):
+                    if step[0] is not None:
+                        replies[step[0]] = reply
+                    if isinstance(reply, ResponseError):
+                        self._follow(again, server, step, reply)
+            plan = again
+        return _checked(replies)
+
+    def _follow(
+        self, again: dict[Server, list[_Step]], server: Server, step: _Step, error: ResponseError
+    ) -> None:
+        if step[0] is None:
+            raise error
+        if isinstance(error, NoScriptError):
+            again.setdefault(server, [(None, LOAD)]).append(step)
+        elif isinstance(error, AskError):
+            steps = again.setdefault(self._routes.redirect(error), [])
+            if not isinstance(error, MovedError):
+                steps.append((None, ("ASKING",)))
+            steps.append(step)
+
+
+def _checked(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            raise reply
+    return replies

@@ -1,0 +1,287 @@
+"""Online reads: the newest row of each entity as of an instant (laws T3, K2, O1-O4, V2).
+
+A request is checked whole before anything is read; then one round trip fetches every key of every
+view. What is visible is decided here, by the clock or by `as_of`, never by what the store has
+thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from featurestore.clock import Clock
+from featurestore.compile.request import FeaturesArgument, OnDemandStep, resolve, slot
+from featurestore.dtypes import DType
+from featurestore.errors import AsOfBeforeRowError, NameClashError, RequestError, listing
+from featurestore.ports.online import OnlineStore
+from featurestore.ports.registry import ProjectState
+from featurestore.semantics.keys import encode_columns, encode_key
+from featurestore.semantics.packed import ManyHeads, OneHead
+from featurestore.semantics.timeline import (
+    MAX_INSTANT,
+    MIN_INSTANT,
+    format_instant,
+    to_instant,
+)
+from featurestore.services.columns import InputRows, lossless, to_arrow
+from featurestore.services.lookup import INT64, KeyGroup, Lookup, LookupJoin, features_key
+from featurestore.services.on_demand import OnDemandFunctions, run_steps
+from featurestore.services.response import ArrowBlock, Block, OnlineResponse
+from featurestore.services.state import StateCache
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_REMEMBERED = 256
+_FEW_ROWS = 8
+_EXACT_TYPES = {"int64": int, "string": str, "bytes": bytes, "bool": bool}
+
+
+class OnlineReader:
+    """Looks up the newest values of features.
+
+    Args:
+        project: The project's name.
+        state: The applied definitions.
+        online: The store.
+        functions: The functions of on-demand views.
+        clock: Says what "now" is.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        state: StateCache,
+        online: OnlineStore,
+        functions: OnDemandFunctions,
+        clock: Clock,
+    ) -> None:
+        self.project = project
+        self.state = state
+        self._online = online
+        self._functions = functions
+        self._clock = clock
+        self._prepared: tuple[ProjectState | None, dict[Hashable, Lookup]] = (None, {})
+
+    def get_online_features(
+        self,
+        features: FeaturesArgument,
+        entity_rows: Any,
+        *,
+        as_of: datetime | str | int | None = None,
+        request: Any = None,
+        full_feature_names: bool = False,
+        timeout: float | None = None,
+    ) -> OnlineResponse:
+        """Return the features of entities as of an instant.
+
+        Args:
+            features: A service, its name, or a list of `view:feature` references.
+            entity_rows: The join keys: a list of dicts, a dict of lists, or a pyarrow, polars or
+                pandas table. Columns that are no join key are ignored.
+            as_of: The instant; an integer is microseconds. None is now, and never before the
+                newest row that was read: clocks of two machines may differ.
+            request: The fields of on-demand views: one row an entity row, or a dict of single
+                values for all of them. Fields that are missing are taken from the entity rows.
+            full_feature_names: Name the result's columns `view__feature`.
+            timeout: Seconds to wait for the store at most; None takes the store's setting.
+
+        Raises:
+            RequestError: Something asked for makes no sense; its subclasses say what.
+            AsOfBeforeRowError: A stored row is newer than `as_of` (law O1).
+            NotMaterializedError: A feature has no complete table, or no code, to answer from.
+            DataError: A stored row has another schema (law O4), or an on-demand view failed.
+            OnlineStoreUnavailableError: The store does not answer in time (law O5).
+        """
+        lookup = self._prepare(features, full_feature_names=full_feature_names)
+        rows = InputRows.of(entity_rows)
+        instant = None if as_of is None else _checked_instant(as_of)
+        if not lookup.output_names.isdisjoint(rows.columns):
+            raise _clash(lookup, rows)
+        fields = self._request_fields(lookup, rows, request)
+        keys = [_encode(rows, group) for group in lookup.groups]
+        heads = self._read(lookup, keys, rows.rows, timeout)
+        instant = self._instant(lookup, rows, heads, instant)
+        blocks: list[Block] = [
+            head.at(instant, item.join.view.ttl_us)
+            for head, item in zip(heads, lookup.joins, strict=True)
+        ]
+        if lookup.plan.steps:
+            blocks += self._run_steps(lookup, blocks, fields, rows.rows)
+        echo = ArrowBlock(lambda: _echo(lookup, rows))
+        return OnlineResponse(lookup.layout, rows.rows, instant, echo, blocks)
+
+    def ping(self, timeout: float | None = None) -> None:
+        """Return when the online store answers.
+
+        Raises:
+            OnlineStoreUnavailableError: It does not.
+        """
+        self._online.ping(timeout=timeout)
+
+    def _prepare(self, features: FeaturesArgument, *, full_feature_names: bool) -> Lookup:
+        state = self.state.get()
+        held, lookups = self._prepared
+        if held is not state:
+            lookups = {}
+            self._prepared = (state, lookups)
+        key = features_key(features)
+        found = None if key is None else lookups.get((key, full_feature_names))
+        if found is None:
+            plan = resolve(
+                state.catalog, state.serving, features, full_feature_names=full_feature_names
+            )
+            found = Lookup(self.project, plan)
+            if key is not None:
+                if len(lookups) >= _REMEMBERED:
+                    lookups.clear()
+                lookups[key, full_feature_names] = found
+        return found
+
+    def _request_fields(self, lookup: Lookup, rows: InputRows, request: Any) -> dict[str, pa.Array]:
+        given = None if request is None else InputRows.of_request(request, rows.rows)
+        columns = {}
+        for field in lookup.plan.request_fields:
+            held = given is not None and field.name in given.columns
+            source = rows if given is None or (not held and field.name in rows.columns) else given
+            columns[field.name] = source.column(
+                field.name, field.type, _readers_of(lookup, field.name), rounding=True
+            )
+        return columns
+
+    def _read(
+        self,
+        lookup: Lookup,
+        keys: Sequence[Sequence[bytes | None]],
+        rows: int,
+        timeout: float | None,
+    ) -> list[OneHead | ManyHeads]:
+        wanted: list[bytes | None] = []
+        for item in lookup.joins:
+            lead = item.namespace
+            wanted += [None if key is None else lead + key for key in keys[item.group]]
+        values = self._fetch(wanted, timeout)
+        return [
+            item.reader.heads(values[i * rows : (i + 1) * rows])
+            for i, item in enumerate(lookup.joins)
+        ]
+
+    def _fetch(
+        self, wanted: Sequence[bytes | None], timeout: float | None
+    ) -> Sequence[bytes | None]:
+        """Return the value of each key, None for no key; each key is read once."""
+        unique = set(wanted)
+        if len(unique) == len(wanted) and None not in unique:
+            return self._online.read(wanted, timeout=timeout) if wanted else []
+        asked = [key for key in unique if key is not None]
+        read = self._online.read(asked, timeout=timeout) if asked else []
+        found: dict[bytes | None, bytes | None] = dict(zip(asked, read, strict=True))
+        return [found.get(key) for key in wanted]
+
+    def _instant(
+        self,
+        lookup: Lookup,
+        rows: InputRows,
+        heads: Sequence[OneHead | ManyHeads],
+        as_of: int | None,
+    ) -> int:
+        if as_of is None:
+            events = [head.newest for head in heads]
+            return max([self._clock.now_us(), *(e for e in events if e is not None)])
+        for item, head in zip(lookup.joins, heads, strict=True):
+            after = head.first_after(as_of)
+            if after is not None:
+                raise _too_early(item, rows, *after, as_of)
+        return as_of
+
+    def _run_steps(
+        self, lookup: Lookup, blocks: Sequence[Block], fields: dict[str, pa.Array], rows: int
+    ) -> list[Block]:
+        joins = len(blocks)
+        slots = {
+            name: blocks[source].array(index)
+            for name, source, index in lookup.step_inputs
+            if source < joins
+        }
+        filled = run_steps(lookup.plan, slots, fields, rows, self._functions)
+        return [_step_block(step, filled) for step in lookup.plan.steps]
+
+
+def _step_block(step: OnDemandStep, filled: dict[str, pa.Array]) -> ArrowBlock:
+    arrays = [filled[slot(step.plan.name, feature.name)] for feature in step.plan.features]
+    return ArrowBlock(lambda: arrays)
+
+
+def _checked_instant(as_of: datetime | str | int) -> int:
+    instant = to_instant(as_of, "as_of")
+    if not MIN_INSTANT <= instant <= MAX_INSTANT:
+        raise RequestError(
+            "'as_of' is no instant of the years 1 to 9999.",
+            got=f"{instant} microseconds",
+            allowed="microseconds since 1970-01-01T00:00:00Z",
+        )
+    return instant
+
+
+def _encode(rows: InputRows, group: KeyGroup) -> list[bytes | None]:
+    """Return the key of each entity row, None where a part is null (law K2)."""
+    if not group.columns:
+        return [b""] * rows.rows
+    if rows.rows <= _FEW_ROWS:
+        values = [rows.columns.get(name) for name in group.columns]
+        if all(map(_is_exact, values, group.dtypes)):
+            return [encode_key(part, group.dtypes) for part in zip(*values, strict=True)]
+    columns = [
+        rows.column(name, dtype, group.needed_by, rounding=False)
+        for name, dtype in zip(group.columns, group.dtypes, strict=True)
+    ]
+    return encode_columns(columns, group.dtypes)
+
+
+def _is_exact(values: Any, dtype: DType) -> bool:
+    """Whether a column is a list of Python values of just the declared type."""
+    exact = _EXACT_TYPES.get(dtype.scalar)
+    return type(values) is list and all(v is None or type(v) is exact for v in values)
+
+
+def _echo(lookup: Lookup, rows: InputRows) -> list[pa.Array]:
+    """Return the key columns as they were understood: of their declared type where they fit."""
+    columns = []
+    for name, dtype in lookup.key_columns:
+        array = to_arrow(rows.columns[name], dtype)
+        echoed = lossless(array, dtype)
+        columns.append(lossless(array, INT64) if echoed is None else echoed)
+    return columns
+
+
+def _readers_of(lookup: Lookup, field: str) -> str:
+    names = [s.plan.name for s in lookup.plan.steps if any(f.name == field for f in s.request)]
+    return f"on-demand view {listing(names)}"
+
+
+def _clash(lookup: Lookup, rows: InputRows) -> NameClashError:
+    names = sorted(lookup.output_names & rows.columns.keys())
+    return NameClashError(
+        f"The feature '{names[0]}' is named like a column of the entity rows.",
+        got=listing(names),
+        hint="Ask with full_feature_names=True, or leave the column out.",
+    )
+
+
+def _too_early(
+    item: LookupJoin, rows: InputRows, row: int, event: int, as_of: int
+) -> AsOfBeforeRowError:
+    keys = []
+    for name in item.join.key_columns:
+        value = rows.columns[name][row]
+        keys.append(f"{name}={value.as_py() if hasattr(value, 'as_py') else value!r}")
+    view = item.join.view.name
+    return AsOfBeforeRowError(
+        f"The row of '{view}' that is kept online is newer than 'as_of'.",
+        where=f"view '{view}', {', '.join(keys) or 'no entity'}",
+        got=f"as_of {format_instant(as_of)}, row of {format_instant(event)}",
+        allowed=f"as_of of {format_instant(event)} or later",
+        hint="The online store keeps the newest row only; get_historical_features knows the past.",
+    )

@@ -1,0 +1,261 @@
+"""The answer to an online lookup: values, each with status and event timestamp (laws O3, V2).
+
+Columns stay as they came, packed or as Arrow, and become Python values only when asked for. The
+same type answers in this process and over gRPC.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from featurestore.dtypes import DType
+from featurestore.semantics.plain import Plain, unpack_bits, validity_of
+from featurestore.semantics.timeline import format_instant, to_datetime
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+
+
+class FeatureStatus(StrEnum):
+    """What became of a value (law O3)."""
+
+    PRESENT = "PRESENT"
+    NULL_VALUE = "NULL_VALUE"
+    NOT_FOUND = "NOT_FOUND"
+    OUTSIDE_MAX_AGE = "OUTSIDE_MAX_AGE"
+
+
+# By the numbers of `semantics.packed`, from 1.
+_STATUSES = tuple(FeatureStatus)
+
+
+class Block(Protocol):
+    """Columns of one origin, found by their index in it.
+
+    Attributes:
+        statuses: One byte a row as in `semantics.packed`; empty for an on-demand view.
+        events: Eight bytes a row, little-endian microseconds, 0 where NOT_FOUND; empty for an
+            on-demand view.
+    """
+
+    statuses: bytes
+    events: bytes
+
+    def plain(self, index: int) -> Plain | None:
+        """Return the column as plain bytes (`semantics.plain`), None where that is not at hand."""
+        ...
+
+    def validity(self, index: int) -> bytes | None:
+        """Return the column's validity (`semantics.plain`)."""
+        ...
+
+    def array(self, index: int) -> pa.Array:
+        """Return the column as an Arrow array."""
+        ...
+
+    def pylist(self, index: int) -> list[Any]:
+        """Return the column as Python values."""
+        ...
+
+
+class ArrowBlock:
+    """Columns that are Arrow arrays: results of on-demand views, and keys.
+
+    Args:
+        load: Returns the arrays; called when the first one is asked for.
+    """
+
+    statuses = b""
+    events = b""
+
+    def __init__(self, load: Callable[[], Sequence[pa.Array]]) -> None:
+        self._load = load
+
+    @cached_property
+    def _arrays(self) -> Sequence[pa.Array]:
+        return self._load()
+
+    def plain(self, index: int) -> Plain | None:  # noqa: ARG002
+        """See `Block.plain`."""
+        return None
+
+    def validity(self, index: int) -> bytes | None:
+        """See `Block.validity`."""
+        return validity_of(self._arrays[index])
+
+    def array(self, index: int) -> pa.Array:
+        """See `Block.array`."""
+        return self._arrays[index]
+
+    def pylist(self, index: int) -> list[Any]:
+        """See `Block.pylist`."""
+        values: list[Any] = self._arrays[index].to_pylist()
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLayout:
+    """A view or on-demand view that an answer is made from."""
+
+    view: str
+    alias: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureLayout:
+    """A feature column: its name, its type, and where it stands: which source, which index."""
+
+    name: str
+    dtype: DType
+    source: int
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What all answers to one request have in common.
+
+    Attributes:
+        service: The feature service, if one was asked for.
+        keys: (name, type) of the join key columns.
+        features: The feature columns in the order asked for.
+        sources: What they come from.
+    """
+
+    service: str | None
+    keys: tuple[tuple[str, DType], ...]
+    features: tuple[FeatureLayout, ...]
+    sources: tuple[SourceLayout, ...]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, FeatureLayout]:
+        """The feature columns by name."""
+        return {feature.name: feature for feature in self.features}
+
+    @cached_property
+    def places(self) -> tuple[tuple[str, int, int], ...]:
+        """(name, source, index) of each feature column."""
+        return tuple((f.name, f.source, f.index) for f in self.features)
+
+
+class OnlineResponse:
+    """The features of some entities as of an instant, one item an entity row, in their order.
+
+    Args:
+        layout: Names, types and origins.
+        rows: The number of entity rows.
+        as_of_us: The instant that was answered for, microseconds.
+        keys: The join key columns.
+        blocks: The columns of each source.
+    """
+
+    def __init__(
+        self, layout: Layout, rows: int, as_of_us: int, keys: Block, blocks: Sequence[Block]
+    ) -> None:
+        self.layout = layout
+        self.rows = rows
+        self.as_of_us = as_of_us
+        self.keys = keys
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __repr__(self) -> str:
+        names = ", ".join(feature.name for feature in self.layout.features)
+        as_of = format_instant(self.as_of_us)
+        return f"<OnlineResponse of {self.rows} rows as of {as_of}: {names}>"
+
+    @property
+    def as_of(self) -> datetime:
+        """The instant that was answered for."""
+        return to_datetime(self.as_of_us)
+
+    @property
+    def service(self) -> str | None:
+        """The feature service that was asked for, if any."""
+        return self.layout.service
+
+    @property
+    def feature_names(self) -> list[str]:
+        """The feature columns in the order asked for."""
+        return [feature.name for feature in self.layout.features]
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """{view: fingerprint of the definition that answered}, on-demand views included."""
+        return {source.view: source.fingerprint for source in self.layout.sources}
+
+    @cached_property
+    def statuses(self) -> dict[str, list[FeatureStatus]]:
+        """{feature: a status for each entity row}."""
+        return {feature.name: self._statuses(feature) for feature in self.layout.features}
+
+    @cached_property
+    def event_timestamps(self) -> dict[str, list[datetime | None]]:
+        """{feature: for each entity row when its fact happened, None where there is none}.
+
+        A row that is too old still tells its instant; features of on-demand views have none.
+        """
+        by_source = [self._events(block) for block in self.blocks]
+        return {f.name: list(by_source[f.source]) for f in self.layout.features}
+
+    def column(self, name: str) -> pa.Array:
+        """Return one feature as an Arrow array.
+
+        Raises:
+            KeyError: No feature has this name.
+        """
+        feature = self.layout.by_name[name]
+        return self.blocks[feature.source].array(feature.index)
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Return {column: one Python value an entity row}, join keys first."""
+        columns = {name: self.keys.pylist(i) for i, (name, _) in enumerate(self.layout.keys)}
+        blocks = self.blocks
+        for name, source, index in self.layout.places:
+            columns[name] = blocks[source].pylist(index)
+        return columns
+
+    def to_arrow(self) -> pa.Table:
+        """Return a table with a row for each entity row, join keys first."""
+        import pyarrow as pa
+
+        columns = {name: self.keys.array(i) for i, (name, _) in enumerate(self.layout.keys)}
+        for feature in self.layout.features:
+            columns[feature.name] = self.blocks[feature.source].array(feature.index)
+        return pa.table(columns)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return a data frame with a row for each entity row, join keys first."""
+        import polars as pl
+
+        frame = pl.from_arrow(self.to_arrow())
+        if not isinstance(frame, pl.DataFrame):
+            raise TypeError(f"a table became {type(frame).__name__}")
+        return frame
+
+    def _statuses(self, feature: FeatureLayout) -> list[FeatureStatus]:
+        block = self.blocks[feature.source]
+        validity = block.validity(feature.index)
+        present, null = FeatureStatus.PRESENT, FeatureStatus.NULL_VALUE
+        valid = [True] * self.rows if validity is None else unpack_bits(validity, self.rows)
+        if not block.statuses:
+            return [present if v else null for v in valid]
+        seen = [_STATUSES[code - 1] for code in block.statuses]
+        return [null if s is present and not v else s for s, v in zip(seen, valid, strict=True)]
+
+    def _events(self, block: Block) -> list[datetime | None]:
+        if not block.statuses:
+            return [None] * self.rows
+        found = [_STATUSES[code - 1] is not FeatureStatus.NOT_FOUND for code in block.statuses]
+        events = struct.unpack(f"<{self.rows}q", block.events)
+        return [to_datetime(e) if f else None for e, f in zip(events, found, strict=True)]
