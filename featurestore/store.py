@@ -105,10 +105,15 @@ class BaseStore:
         self.services.state.invalidate()
         return result
 
-    def teardown(self) -> None:
-        """Delete this project's tables, online values and definitions, and nothing else (law M7)."""
-        self.services.registration.teardown()
+    def teardown(self) -> tuple[str, ...]:
+        """Delete this project's tables, online values and definitions, and nothing else (law M7).
+
+        Returns:
+            The ids of the tables.
+        """
+        deleted = self.services.registration.teardown()
         self.services.state.invalidate()
+        return deleted
 
     def materialize(
         self,

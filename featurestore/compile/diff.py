@@ -206,7 +206,7 @@ def _fields(path: str, before: Any, after: Any) -> Iterator[FieldChange]:
         for key in dict.fromkeys((*before, *after)):
             inner = f"{path}.{key}" if path else key
             yield from _fields(inner, before.get(key), after.get(key))
-    elif _is_named(before) and _is_named(after):
+    elif _are_named(before) and _are_named(after):
         yield from _named_items(path, before, after)
     else:
         yield FieldChange(path=path, before=before, after=after)
@@ -223,7 +223,8 @@ def _named_items(path: str, before: list[Any], after: list[Any]) -> Iterator[Fie
         yield from _fields(f"{path}.{name}", old[name], new[name])
     if both != [name for name in old if name in new]:
         yield FieldChange(path=f"{path}.order", before=list(old), after=list(new))
-    if path != "features" or "dtype" in before[0]:
+    # The features of views are told as changes of the schema.
+    if any("dtype" in item for item in (*before, *after)):
         for name in [*(n for n in old if n not in new), *(n for n in new if n not in old)]:
             yield FieldChange(
                 path=f"{path}.{name}", before=_type(old.get(name)), after=_type(new.get(name))
@@ -234,12 +235,8 @@ def _type(item: dict[str, Any] | None) -> Any:
     return None if item is None else item.get("dtype")
 
 
-def _is_named(value: Any) -> bool:
-    return bool(value) and isinstance(value, list) and all(_has_name(item) for item in value)
-
-
-def _has_name(item: Any) -> bool:
-    return isinstance(item, dict) and "name" in item
+def _are_named(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(i, dict) and "name" in i for i in value)
 
 
 def _judged(

@@ -126,22 +126,27 @@ def fresh(view: ViewPlan, existing: str | None) -> str:
         view: The view.
         existing: A SELECT of the table's rows that could be the same; None when there are none.
     """
-    select = f"SELECT {', '.join(columns(view))} FROM staged AS n"
+    listed = ", ".join(columns(view))
     if existing is None:
-        return select
-    same = [f"n.{column} IS NOT DISTINCT FROM e.{column}" for column in columns(view)]
-    same += [
-        _same_signs(quote(feature.name), container=bool(feature.type.container))
+        return f"SELECT {listed} FROM staged"
+    # Signs are columns of their own: as functions of columns that are equal they would be
+    # optimized away, and 0.0 equals -0.0.
+    signs = [
+        _sign(quote(feature.name), container=bool(feature.type.container))
         for feature in view.features
         if feature.type.scalar in {"float32", "float64"}
     ]
-    return f"{select} WHERE NOT EXISTS (SELECT 1 FROM ({existing}) AS e WHERE {' AND '.join(same)})"
+    extra = "".join(f", {sign} AS sign_{number}" for number, sign in enumerate(signs))
+    compared = [*columns(view), *(f"sign_{number}" for number in range(len(signs)))]
+    same = " AND ".join(f"n.{column} IS NOT DISTINCT FROM e.{column}" for column in compared)
+    return (
+        f"SELECT {listed} FROM (SELECT {listed}{extra} FROM staged) AS n WHERE NOT EXISTS"
+        f" (SELECT 1 FROM (SELECT {listed}{extra} FROM ({existing})) AS e WHERE {same})"
+    )
 
 
-def _same_signs(name: str, *, container: bool) -> str:
-    signs = "list_transform({0}, lambda x: signbit(x))" if container else "signbit({0})"
-    left, right = signs.format(f"n.{name}"), signs.format(f"e.{name}")
-    return f"{left} IS NOT DISTINCT FROM {right}"
+def _sign(name: str, *, container: bool) -> str:
+    return f"list_transform({name}, lambda x: signbit(x))" if container else f"signbit({name})"
 
 
 def choose_granularity(view: ViewPlan, rows: int, span_us: int, target_bytes: int) -> Granularity:
@@ -189,10 +194,10 @@ def repeated_events(view: ViewPlan, rows: str) -> str:
 def tied_rows(view: ViewPlan, rows: str) -> str:
     """Return the count of rows that tie fully with another of other values (law T2)."""
     group = ", ".join([*keys(view), "event_timestamp", "created_timestamp"])
-    values = ", ".join(quote(feature.name) for feature in view.features)
     return (
-        f"SELECT coalesce(sum(n), 0)::BIGINT AS tied FROM (SELECT count(*) AS n FROM ({rows})"
-        f" GROUP BY {group} HAVING count(DISTINCT row({values})) > 1)"
+        "SELECT coalesce(sum(n), 0)::BIGINT AS tied FROM (SELECT count(*) AS n FROM"
+        f" (SELECT DISTINCT {', '.join(columns(view))} FROM ({rows})) GROUP BY {group}"
+        " HAVING count(*) > 1)"
     )
 
 

@@ -193,7 +193,11 @@ class Registry(Protocol):
         ...
 
     def load_snapshot(self, project: str, snapshot: str) -> dict[str, str]:
-        """Return {path: token} of a kept listing; empty for the id ""."""
+        """Return {path: token} of a kept listing; empty for the id "".
+
+        Raises:
+            StorageError: No listing was kept under this id.
+        """
         ...
 
     def save_run(self, project: str, run: Run) -> None:

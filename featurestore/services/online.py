@@ -173,8 +173,9 @@ class OnlineReader:
     ) -> Sequence[bytes | None]:
         """Return the value of each key, None for no key; each key is read once."""
         unique = set(wanted)
-        if len(unique) == len(wanted) and None not in unique:
-            return self._online.read(wanted, timeout=timeout) if wanted else []
+        keys = [key for key in wanted if key is not None]
+        if len(unique) == len(keys) == len(wanted):
+            return self._online.read(keys, timeout=timeout) if keys else []
         asked = [key for key in unique if key is not None]
         read = self._online.read(asked, timeout=timeout) if asked else []
         found: dict[bytes | None, bytes | None] = dict(zip(asked, read, strict=True))

@@ -24,10 +24,8 @@ def plan_lines(plan: ApplyPlan) -> list[str]:
         plan: The plan.
     """
     if not plan.changes:
-        return [
-            f"Project '{plan.project}' is as declared (revision {plan.base_revision});"
-            " nothing to apply."
-        ]
+        state = f"Project '{plan.project}' is as declared (revision {plan.base_revision})"
+        return [f"{state}; nothing to apply."]
     lines = [f"Plan for project '{plan.project}' (from revision {plan.base_revision}):"]
     for item in plan.changes:
         lines += _item_lines(item)

@@ -2,8 +2,8 @@
 
 A publication is one compare-and-swap of the whole project state. A view whose rows change keeps
 serving from its former table until the new one covers as much (`complete`); tables that nobody
-needs any more are `retired`, and deleted after a while (`sweep`). Only what is this project's own is
-ever deleted (law M7), and only after the publication that says so.
+needs any more are `retired`, and deleted after a while (`sweep`). Only what is this project's own
+is ever deleted (law M7), and only after the publication that says so.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from featurestore.clock import Clock
     from featurestore.compile.plan import ViewPlan
     from featurestore.ports.online import OnlineStore
-    from featurestore.ports.registry import ProjectState, Registry, Run
+    from featurestore.ports.registry import Ledger, ProjectState, Registry, Run
     from featurestore.ports.tables import Tables, TableSnapshot
 
 _SECOND_US = 1_000_000
@@ -119,8 +119,7 @@ class StatusReader:
 
     def _view(self, view: ViewPlan, state: ProjectState, counter: _OnlineCounter) -> ViewStatus:
         now = self._clock.now_us()
-        serving = state.serving.get(view.name)
-        shown = serving or view
+        shown = state.serving.get(view.name, view)
         notes: list[str] = []
         snapshot = self._snapshot(shown, notes)
         newest = _newest_event(snapshot, now) if snapshot else None
@@ -132,7 +131,7 @@ class StatusReader:
         return ViewStatus(
             view=view.name,
             fingerprint=view.fingerprint,
-            state=_table_state(view, serving),
+            state=_table_state(view, shown, ledger, snapshot),
             newest_event_us=newest,
             freshness_seconds=None if newest is None else (now - newest) / _SECOND_US,
             covered=tuple(str(interval) for interval in covered(ledger.entries)),
@@ -214,11 +213,12 @@ class _OnlineCounter:
         return None
 
 
-def _table_state(view: ViewPlan, serving: ViewPlan | None) -> TableState:
-    if serving is None:
-        return "empty"
-    same = serving.table_fingerprint == view.table_fingerprint
-    return "serving" if same else "rebuilding"
+def _table_state(
+    view: ViewPlan, shown: ViewPlan, ledger: Ledger, snapshot: TableSnapshot | None
+) -> TableState:
+    if shown.table_fingerprint != view.table_fingerprint:
+        return "rebuilding"
+    return "serving" if ledger.entries or (snapshot and snapshot.files) else "empty"
 
 
 def _newest_event(snapshot: TableSnapshot, now: int) -> int | None:

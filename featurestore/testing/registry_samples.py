@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from featurestore.compile.plan import (
     Catalog,
     Column,
@@ -62,26 +64,21 @@ def full_state(project: str, revision: int = 0) -> ProjectState:
     selection = Selection(
         view="weather", features=("temp",), alias="there", join_keys={"origin": "dest"}
     )
-    entity = EntityPlan(
-        name="origin", join_keys=view.join_keys, description=TEXT, owner=BOB, tags={"a": "b"}
-    )
+    about: dict[str, Any] = {"description": TEXT, "owner": BOB, "tags": {"a": "b"}}
+    entity = EntityPlan(name="origin", join_keys=view.join_keys, **about)
     derived = OnDemandPlan(
         name="wind_per_mile",
         inputs=(selection,),
         request=(Column(name="distance", dtype="float64"),),
         features=(FeaturePlan(name="ratio", dtype="float64"),),
-        description=TEXT,
-        owner=BOB,
-        tags={"a": "b"},
+        **about,
         code_fingerprint="c0de",
         fingerprint="d0d0",
     )
     service = ServicePlan(
         name="delays",
         features=(selection,),
-        description=TEXT,
-        owner=BOB,
-        tags={"a": "b"},
+        **about,
         fingerprint="5e41ce",
     )
     return ProjectState(

@@ -149,6 +149,7 @@ class Server:
         self._make = partial(connection, host=host, port=port, retry=no_retry(), **rest)
         self._idle: list[Any] = []
         self._pid = os.getpid()
+        self._closed = False
 
     def borrow(self, *, check: bool) -> Any:
         """Return a connection for one exchange.
@@ -168,7 +169,14 @@ class Server:
 
     def give_back(self, connection: Any) -> None:
         """Take a connection back, closed or with no reply left unread."""
+        if self._closed:
+            connection.disconnect()
         self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close the idle connections, and those in use when they are given back."""
+        self._closed = True
+        self.close_idle()
 
     def close_idle(self) -> None:
         """Close the idle connections."""

@@ -12,6 +12,7 @@ from featurestore.errors import (
     AuthenticationError,
     FeatureStoreError,
     OnlineStoreUnavailableError,
+    SettingsError,
     StorageError,
 )
 
@@ -28,6 +29,7 @@ _NOT_STALE = (
     redis_errors.BusyLoadingError,
     redis_errors.MaxConnectionsError,
 )
+_OF_A_CLUSTER = (redis_errors.AskError, redis_errors.ClusterCrossSlotError)
 # Answers of a server that is there but cannot serve now; most arrive as plain ResponseError.
 _BUSY = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING", "BUSY", "NOREPLICAS", "MOVED", "ASK")
 # Scripts wrap the words of the commands inside them, so the words are looked for anywhere.
@@ -54,6 +56,13 @@ def is_read_only(error: BaseException) -> bool:
 def translate(error: BaseException, location: Location) -> FeatureStoreError:
     """Return our error for one of the driver's."""
     text = location.scrub(_words(error))
+    if not location.cluster and isinstance(error, _OF_A_CLUSTER):
+        return SettingsError(
+            "The online store is part of a cluster.",
+            where=location.label,
+            got=text,
+            hint="Begin [online] url with redis+cluster:// or rediss+cluster://.",
+        )
     if isinstance(error, _REFUSED) or "ACL failure" in text:
         return AuthenticationError(
             "The online store refused the user.",

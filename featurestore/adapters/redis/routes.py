@@ -86,7 +86,7 @@ class OneServer:
 
     def close(self) -> None:
         """Close the idle connections; those in use close when they are given back."""
-        self._server.close_idle()
+        self._server.close()
 
 
 class Cluster:
@@ -154,7 +154,7 @@ class Cluster:
         if client is not None:
             client.close()
         for server in servers.values():
-            server.close_idle()
+            server.close()
 
     def _current(self) -> Any:
         with self._lock:

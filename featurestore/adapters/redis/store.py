@@ -2,8 +2,8 @@
 
 Reads are one round trip: one MGET, or the GETs of each primary of a cluster sent side by side. No
 call waits longer than its timeout; a read that meets a broken connection is tried once more, at
-once, and nothing else is ever repeated. Expiry is the server's, and takes only what readers would call
-expired.
+once, and nothing else is ever repeated. Expiry is the server's; it takes only what readers would
+call expired.
 """
 
 from __future__ import annotations

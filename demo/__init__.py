@@ -1,0 +1,1 @@
+"""The worked example, run from end to end: `make demo`, or `python -m demo`."""

@@ -1,0 +1,75 @@
+"""Tells what an error of LMDB or the file system means: busy, full, damaged or not allowed."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import lmdb
+
+from featurestore.errors import FeatureStoreError, OnlineStoreUnavailableError, StorageError
+
+_DAMAGED = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.IncompatibleError,
+    lmdb.BadTxnError,
+)
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM}
+
+
+def translate(error: lmdb.Error, path: Path) -> FeatureStoreError:
+    """Return our error for one of LMDB's."""
+    where, got = str(path), " ".join(str(error).split())
+    if isinstance(error, lmdb.ReadersFullError):
+        return OnlineStoreUnavailableError(
+            "Too many processes read the online store.",
+            where=where,
+            got=got,
+            hint="Stop some of them, then try again.",
+        )
+    if isinstance(error, _DAMAGED):
+        return StorageError(
+            "The online store is damaged, or no LMDB database.",
+            where=where,
+            got=got,
+            hint="Move the folder away and materialize again: the offline tables hold all rows.",
+        )
+    no_room = (lmdb.MapFullError, lmdb.DiskError, lmdb.MemoryError)
+    if isinstance(error, no_room) or getattr(error, "code", 0) in _NO_ROOM:
+        return StorageError(
+            "The online store finds no room.",
+            where=where,
+            got=got,
+            hint="Free space on its disk and write again; what was stored before is kept.",
+        )
+    return StorageError(
+        "The online store cannot be read or written.",
+        where=where,
+        got=got,
+        hint="Check the folder, its permissions and its disk.",
+    )
+
+
+def folder_error(path: Path, error: OSError) -> StorageError:
+    """Return our error for a folder that cannot be made or opened."""
+    return StorageError(
+        "The folder of the online store cannot be used.",
+        where=str(path),
+        got=error.strerror or str(error),
+        allowed="a folder on a local disk that may be written",
+        hint="Correct the folder or its permissions, or point [online] url elsewhere.",
+    )
+
+
+def busy(path: Path, timeout: float) -> OnlineStoreUnavailableError:
+    """Return the error of a write lock that was waited for in vain."""
+    return OnlineStoreUnavailableError(
+        "Another process keeps writing to the online store.",
+        where=str(path),
+        got=f"no write lock within {timeout:g} s",
+        hint=f"Try again. 'fuser {path / 'write.lock'}' names the processes; one may be stopped.",
+    )

@@ -1,0 +1,113 @@
+"""What a command gives back: data for machines, and blocks of text for people that say the same.
+
+Plain values; nothing is printed here. `plain` makes JSON of everything that a feature store holds:
+instants as ISO 8601 with Z, bytes as base64, and the numbers that JSON lacks by their names.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any, Literal
+
+Style = Literal["plain", "heading", "good", "warning", "bad", "faint"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text with a style, inside of a table or a line of its own."""
+
+    text: str
+    style: Style = "plain"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under column headings.
+
+    Attributes:
+        columns: The headings; one that begins with ">" is aligned to the right.
+        rows: One text or cell a column.
+        empty: What to say when there are no rows.
+    """
+
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[str | Cell]]
+    empty: str = "(none)"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Labels and what they stand for, aligned."""
+
+    pairs: Sequence[tuple[str, str | Cell]]
+
+
+Block = Cell | Table | Facts
+
+
+@dataclass(frozen=True)
+class Output:
+    """The result of a command.
+
+    Attributes:
+        data: What `--output json` prints, once made plain.
+        blocks: What `--output text` prints, one below the other.
+    """
+
+    data: Mapping[str, Any]
+    blocks: Sequence[Block] = field(default=())
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it.
+
+    >>> plain({"at": datetime(2013, 1, 31, tzinfo=UTC), "x": float("nan")})
+    {'at': '2013-01-31T00:00:00Z', 'x': 'NaN'}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | Set):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> count(1, "row"), count(2000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its two largest units.
+
+    >>> duration(3725), duration(0.25), duration(86400)
+    ('1 h 2 min', '0.25 s', '1 d')
+    """
+    if abs(seconds) < 10:  # noqa: PLR2004
+        return f"{seconds:.2g} s"
+    left = round(abs(seconds))
+    parts = []
+    for unit, size in _UNITS:
+        if left >= size or parts:
+            parts.append((left // size, unit))
+            left %= size
+    shown = " ".join(f"{number} {unit}" for number, unit in parts[:2] if number)
+    return f"-{shown}" if seconds < 0 else shown

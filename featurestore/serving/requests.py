@@ -1,0 +1,217 @@
+"""A lookup as a message: written by the client, read by the server.
+
+Both sides use the same columns as a lookup in process (`services.columns`), so that both refuse the
+same things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from featurestore import dtypes
+from featurestore.compile.request import FeaturesArgument
+from featurestore.dtypes import DType
+from featurestore.errors import DefinitionError, MissingColumnError, RequestError
+from featurestore.model.declarations import (
+    FeatureSelection,
+    FeatureService,
+    FeatureView,
+    OnDemandFeatureView,
+)
+from featurestore.services.columns import InputRows, to_arrow
+from featurestore.serving.conversion import read_columns, write_arrow
+from featurestore.serving.v1 import serving_pb2 as pb
+
+# What the type of a column is not yet known to be: no scalar asks for a check of its own.
+_ANY = DType("string")
+# A row of an answer takes a status and an event timestamp at the least.
+_LEAST_ROW_BYTES = 9
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """A request as the server understood it: the arguments of `get_online_features`."""
+
+    features: FeaturesArgument
+    entity_rows: InputRows
+    request: InputRows | None
+    as_of: int | None
+    full_feature_names: bool
+
+
+def write_request(
+    features: FeaturesArgument,
+    entity_rows: InputRows,
+    request: InputRows | None,
+    as_of: int | None,
+    *,
+    full_feature_names: bool,
+) -> tuple[pb.GetOnlineFeaturesRequest, dict[str, str]]:
+    """Return the message of a lookup, and the entity columns that cannot be sent, with the reason.
+
+    Raises:
+        RequestError: `features` names no features, or a request field cannot be sent.
+    """
+    message = pb.GetOnlineFeaturesRequest(
+        full_feature_names=full_feature_names, rows=entity_rows.rows, as_of=as_of
+    )
+    _write_features(message, features)
+    left_out = {}
+    for name in entity_rows.columns:
+        array, reason = _sendable(entity_rows, name)
+        if array is None:
+            left_out[name] = reason
+        else:
+            write_arrow(message.entity_rows.add(name=name), array)
+    for name in request.columns if request is not None else ():
+        array, reason = _sendable(request, name)
+        if array is None:
+            raise RequestError(
+                f"The column '{name}' of 'request' cannot be sent.",
+                got=reason,
+                hint="Leave it out, or convert it to one of the value types.",
+            )
+        write_arrow(message.request.add(name=name), array)
+    return message, left_out
+
+
+def explain_missing(error: MissingColumnError, left_out: dict[str, str]) -> RequestError:
+    """Return the error that the caller should see: a column may be missing as it was not sent."""
+    reason = left_out.get(error.allowed or "")
+    if reason is None:
+        return error
+    return RequestError(
+        f"The column '{error.allowed}' of 'entity_rows' has no type that a join key can have.",
+        where=error.where,
+        got=reason,
+        hint=dtypes.unsupported(pa.timestamp("us")) if "timestamp" in reason else None,
+    )
+
+
+def read_request(message: pb.GetOnlineFeaturesRequest, max_bytes: int) -> ReadRequest:
+    """Return what a message asks for.
+
+    Args:
+        message: The request.
+        max_bytes: The size of the largest answer, which bounds the number of rows.
+
+    Raises:
+        RequestError: It breaks the protocol, or asks for more rows than an answer can hold.
+    """
+    columns = read_columns(message.entity_rows, "entity_rows")
+    lengths = {len(column) for column in columns.values()}
+    if message.HasField("rows"):
+        lengths.add(message.rows)
+    if len(lengths) > 1:
+        raise RequestError(
+            "The columns of 'entity_rows' differ in length, or from 'rows'.",
+            got=", ".join(str(length) for length in sorted(lengths)),
+            allowed="one length",
+        )
+    rows = lengths.pop() if lengths else 1
+    if rows > max_bytes // _LEAST_ROW_BYTES:
+        raise RequestError(
+            "The answer would be larger than the server sends.",
+            got=f"{rows} entity rows",
+            allowed=f"{max_bytes} bytes",
+            hint="Ask for fewer entity rows at once.",
+        )
+    request = None
+    if message.request:
+        fields = InputRows(read_columns(message.request, "request"), rows, "request")
+        for name, column in fields.columns.items():
+            if len(column) != rows:
+                raise RequestError(
+                    f"The column '{name}' of 'request' has another length than the entity rows.",
+                    got=f"{len(column)}",
+                    allowed=f"{rows}",
+                )
+        request = fields
+    return ReadRequest(
+        features=_read_features(message),
+        entity_rows=InputRows(columns, rows, "entity_rows"),
+        request=request,
+        as_of=message.as_of if message.HasField("as_of") else None,
+        full_feature_names=message.full_feature_names,
+    )
+
+
+def _sendable(rows: InputRows, name: str) -> tuple[pa.Array | None, str]:
+    array = to_arrow(rows.columns[name], _ANY)
+    if array is None:
+        kinds = sorted({type(value).__name__ for value in rows.columns[name]})
+        return None, f"values of {', '.join(kinds)}"
+    if not pa.types.is_null(array.type) and dtypes.from_arrow(array.type) is None:
+        return None, f"{array.type}"
+    return array, ""
+
+
+def _write_features(message: pb.GetOnlineFeaturesRequest, features: FeaturesArgument) -> None:
+    if isinstance(features, FeatureService):
+        message.service = features.name
+    elif isinstance(features, str):
+        message.service = features
+    elif isinstance(features, Sequence):
+        message.references.SetInParent()
+        references = message.references.references
+        for item in features:
+            _write_reference(references, item)
+    else:
+        raise RequestError(
+            "Features come as a list.", got=repr(features)[:200], hint="Write [...]."
+        )
+
+
+def _write_reference(references: Any, item: Any) -> None:
+    if isinstance(item, str):
+        view, _, feature = item.partition(":")
+        last = references[-1] if references else None
+        if feature and last is not None and last.view == view and last.features and not last.alias:
+            last.features.append(feature)
+        else:
+            references.add(view=view, features=[feature] if feature else [])
+    elif isinstance(item, FeatureSelection):
+        references.add(
+            view=item.view,
+            features=item.features or (),
+            alias=item.alias_name or "",
+            join_keys=item.join_keys,
+        )
+    elif isinstance(item, FeatureView | OnDemandFeatureView):
+        references.add(view=item.name)
+    else:
+        raise RequestError(
+            "A feature list holds something that names no feature.",
+            got=repr(item),
+            allowed="'view:feature', a view, view['feature'] or view.alias(...)",
+        )
+
+
+def _read_features(message: pb.GetOnlineFeaturesRequest) -> FeaturesArgument:
+    kind = message.WhichOneof("features")
+    if kind is None:
+        raise RequestError("A request names neither a service nor references to features.")
+    if kind == "service":
+        return message.service
+    return [_read_reference(reference) for reference in message.references.references]
+
+
+def _read_reference(reference: pb.FeatureReference) -> str | FeatureSelection:
+    plain = not reference.alias and not reference.join_keys
+    if plain and len(reference.features) <= 1:
+        return ":".join([reference.view, *reference.features])
+    try:
+        return FeatureSelection(
+            view=reference.view,
+            features=tuple(reference.features) or None,
+            alias_name=reference.alias or None,
+            join_keys=dict(reference.join_keys),
+        )
+    except DefinitionError as error:
+        raise RequestError(
+            "A reference to features makes no sense.", got=error.what, where=reference.view
+        ) from error
