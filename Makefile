@@ -8,7 +8,7 @@ RUNTIME := .venv/.installed
 DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check bench protos clean
+.PHONY: help setup demo test lint check bench protos rooms clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -37,6 +37,9 @@ bench: $(DEV) ## Run the benchmarks; each prints its peer or floor, machine, siz
 
 protos: $(DEV) ## Write the Python code of the protocol anew.
 	PYTHON=$(BIN)/python proto/generate.sh
+
+rooms: $(DEV) ## Write the list of rooms in docs/architecture.md anew.
+	$(BIN)/python -m tests.architecture.rooms
 
 clean: ## Delete .venv, caches and the example's state.
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache data

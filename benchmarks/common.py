@@ -1,7 +1,7 @@
 """What the benchmarks share: timing, steps in fresh processes, made data, and tables of results.
 
 A step that is measured for memory or processor time runs in a process of its own, so that nothing
-that came before counts. `python -m benchmarks.common MODULE FUNCTION JSON` is such a process.
+that came before counts: `python -m benchmarks.common MODULE FUNCTION`, arguments as JSON on stdin.
 """
 
 from __future__ import annotations
@@ -167,19 +167,25 @@ def versions(feast: str | None) -> str:
 def fresh(function: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
     """Run a module's function in a new process; return its dict with `peak_rss` and `cpu_total`."""
     command = [sys.executable, "-m", "benchmarks.common", function.__module__, function.__name__]
-    return _run([*command, json.dumps(arguments)])
+    return _run(command, arguments)
 
 
 def peer(python: str, command: str, **arguments: Any) -> dict[str, Any]:
     """Run a command of the Feast peer; return its dict with `peak_rss`."""
-    return _run([python, str(PEER), command, json.dumps(arguments)])
+    return _run([python, str(PEER), command], arguments)
 
 
-def _run(command: list[str]) -> dict[str, Any]:
+def _run(command: list[str], arguments: dict[str, Any]) -> dict[str, Any]:
     # The peer must not find our package, nor a virtual environment other than its own.
     environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
     done = subprocess.run(  # noqa: S603
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=STEP_SECONDS
+        command,
+        cwd=ROOT,
+        env=environment,
+        input=json.dumps(arguments),
+        capture_output=True,
+        text=True,
+        timeout=STEP_SECONDS,
     )
     if done.returncode:
         raise RuntimeError(f"{command[:4]} failed:\n{done.stderr[-4000:]}")
@@ -326,9 +332,9 @@ def require_equal(ours: dict[str, list[Any]], theirs: dict[str, list[Any]], name
 
 def main() -> None:
     """Be the process of one step."""
-    module, function, arguments = sys.argv[1:]
+    module, function = sys.argv[1:]
     step = getattr(importlib.import_module(module), function)
-    found = step(**json.loads(arguments))
+    found = step(**json.load(sys.stdin))
     found["peak_rss"] = peak_rss()
     found["cpu_total"] = time.process_time()
     sys.stdout.write(f"\n{json.dumps(found)}\n")

@@ -13,10 +13,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from featurestore import FeatureStore
+from featurestore import FeatureStore, OnlineClient
+from featurestore.errors import UnavailableError
 from featurestore.wiring import load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -64,8 +66,8 @@ def server(state: Path) -> Iterator[tuple[str, int]]:
         ServerFailedError: It ended, or did not answer in time.
     """
     address = f"127.0.0.1:{_free_port()}"
-    command = [str(Path(sys.executable).with_name("featurestore")), "serve"]
-    env = {**os.environ, **urls(state), "FEATURESTORE_SERVING_ADDRESS": address}
+    command = [str(Path(sys.executable).with_name("featurestore")), "serve", "--address", address]
+    env = {**os.environ, **urls(state)}
     log = state / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603  (our own command)
@@ -98,17 +100,12 @@ def terminated_as_interrupt() -> Iterator[None]:
 
 
 def _await(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    import grpc
-
-    with grpc.insecure_channel(address) as channel:
-        ready = grpc.channel_ready_future(channel)
-        for _ in range(int(_START_SECONDS * 5)):
-            with contextlib.suppress(grpc.FutureTimeoutError):
-                ready.result(timeout=0.2)
+    end = time.monotonic() + _START_SECONDS
+    with OnlineClient(address, timeout=1.0) as client:
+        while process.poll() is None and time.monotonic() < end:
+            with contextlib.suppress(UnavailableError):
+                client.serving_info()
                 return
-            if process.poll() is not None:
-                break
-        ready.cancel()
     text = log.read_text(encoding="utf-8", errors="replace")[-2000:]
     raise ServerFailedError(f"The server at {address} did not come up:\n{text}")
 

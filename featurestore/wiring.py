@@ -58,9 +58,11 @@ class _FromEnvironment(BaseSettings, Settings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        **_: Any,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Variables first, then the file, which comes as arguments."""
+        del settings_cls, dotenv_settings, file_secret_settings
         return env_settings, init_settings
 
 
@@ -234,7 +236,7 @@ class WiredServices:
         """The code of on-demand views, from the definitions folder."""
         from featurestore.services.on_demand import OnDemandFunctions
 
-        return OnDemandFunctions(lambda: _functions(self.declarations()))
+        return OnDemandFunctions(lambda: _functions(self.declarations()), self.clock)
 
     @cached_property
     def registration(self) -> Registration:
@@ -259,7 +261,11 @@ class WiredServices:
         from featurestore.services.pushing import Pusher
         from featurestore.services.runs import RunLog
 
-        project, offline, online = self.settings.project, self.settings.offline, self.settings.online
+        project, offline, online = (
+            self.settings.project,
+            self.settings.offline,
+            self.settings.online,
+        )
         job = ViewJob(
             project,
             engine=self.engine,
@@ -328,13 +334,14 @@ class WiredServices:
             tables=self.tables,
             online=self.online_store,
             clock=self.clock,
+            misfire_grace_seconds=self.settings.scheduling.misfire_grace_seconds,
         )
 
     def declarations(self) -> Declarations:
         """Import the definitions folder as it is now."""
         from featurestore.loader import load
 
-        return load(self.folder / self.settings.definitions)
+        return load(self.folder / self.settings.definitions, self.folder)
 
     def close(self) -> None:
         """Close what was opened, the last first."""

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from featurestore.cli import catalog, definitions, jobs, reading, serving
-from featurestore.cli.context import Interrupted, Invocation, shared_options
+from featurestore.cli.context import Invocation, StoppedError, shared_options
 from featurestore.cli.output import Output
 from featurestore.errors import FeatureStoreError
 
@@ -28,6 +28,10 @@ _BUG = 1
 
 class _CommandLine(click.Group):
     """Prints what commands return, and maps what they raise to an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the commands in the order in which one comes to use them."""
+        return list(self.commands)
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **more: Any) -> NoReturn:
         """Run a command line and exit."""
@@ -51,16 +55,13 @@ class _CommandLine(click.Group):
             if isinstance(result, Output):
                 render.show(result, invocation.output)
             return result if isinstance(result, int) else 0
-        except BrokenPipeError as error:
-            # Connections to a store or a server are our own errors, and mapped before they get here.
-            if isinstance(error, FeatureStoreError):
-                return _report(error, invocation)
+        except BrokenPipeError:
             raise
         except click.UsageError as error:
             _report_usage(error, invocation)
             return _USAGE
         except (KeyboardInterrupt, click.Abort):
-            return _report(Interrupted("Interrupted."), invocation)
+            return _report(StoppedError("Interrupted."), invocation)
         except Exception as error:  # noqa: BLE001  the last resort of a process
             return _report(error, invocation)
 
@@ -70,7 +71,7 @@ def _report(error: Exception, invocation: Invocation) -> int:
 
     if invocation.verbose:
         traceback.print_exception(error, file=sys.stderr)
-    if isinstance(error, Interrupted) and invocation.output == "text":
+    if isinstance(error, StoppedError) and invocation.output == "text":
         render.show_line(error.what, "warning")
         return error.exit_code
     parts = error_parts(error)
@@ -106,14 +107,17 @@ def error_parts(error: Exception) -> dict[str, Any]:
 def _report_usage(error: click.UsageError, invocation: Invocation) -> None:
     from featurestore.cli import render
 
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and invocation.output == "text":
+        click.echo(error.format_message(), err=True)
+        return
     command = error.ctx.command_path if error.ctx else "featurestore"
-    usage = error.ctx.get_usage().removeprefix("Usage: ") if error.ctx else None
+    usage = " ".join(error.ctx.get_usage().split()) if error.ctx else None
     parts = {
         "class": type(error).__name__,
-        "what": error.format_message(),
+        "what": error.format_message().split("\n")[0],
         "where": None,
         "got": None,
-        "allowed": usage,
+        "allowed": usage and usage.removeprefix("Usage: "),
         "hint": f"See '{command} --help'.",
         "exit_code": _USAGE,
     }

@@ -22,7 +22,7 @@ _FILE_NAME = "featurestore.toml"
 _UNCHANGED = "Nothing was changed."
 
 
-class Interrupted(FeatureStoreError):
+class StoppedError(FeatureStoreError):
     """The user stopped the command; `what` says what was done and what was not."""
 
     exit_code: ClassVar[int] = 130
@@ -124,4 +124,4 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except (KeyboardInterrupt, click.Abort) as error:
-            raise Interrupted(f"Interrupted. {self._interrupted}") from error
+            raise StoppedError(f"Interrupted. {self._interrupted}") from error

@@ -15,13 +15,17 @@ from featurestore.errors import RequestError
 if TYPE_CHECKING:
     from featurestore.compile.diff import ApplyPlan
 
+_LOOKUP = (
+    "featurestore get-online-features --features purchase_risk --entity customer_id=1"
+    " --request amount=120"
+)
 _APPLY_STOPPED = (
     "Definitions are applied all at once or not at all: 'featurestore plan' tells which."
 )
 _TEARDOWN_STOPPED = "What was deleted is gone; run it again to delete the rest."
 
 
-@click.command("init", cls=Command)
+@click.command("init", cls=Command, short_help="Begin a repository with an example that works.")
 @click.argument("directory", type=click.Path(path_type=Path))
 def init(directory: Path) -> Output:
     """Begin a repository in DIRECTORY, with a small example that works at once."""
@@ -33,8 +37,7 @@ def init(directory: Path) -> Output:
         f"cd {directory}",
         "featurestore apply",
         "featurestore materialize-incremental",
-        "featurestore get-online-features --features purchase_risk --entity customer_id=1"
-        " --request amount=120",
+        _LOOKUP,
         "featurestore status",
     )
     shown = [str(file) for file in files]
@@ -49,7 +52,7 @@ def init(directory: Path) -> Output:
     )
 
 
-@click.command("plan", cls=Command)
+@click.command("plan", cls=Command, short_help="Show what apply would change.")
 @pass_invocation
 def plan(invocation: Invocation) -> Output:
     """Show what 'apply' would change. Nothing is written."""
@@ -58,7 +61,12 @@ def plan(invocation: Invocation) -> Output:
     return Output(_plan_data(found), _plan_blocks(found))
 
 
-@click.command("apply", cls=Command, interrupted=_APPLY_STOPPED)
+@click.command(
+    "apply",
+    cls=Command,
+    short_help="Make the definitions the applied ones.",
+    interrupted=_APPLY_STOPPED,
+)
 @click.option("--allow-destructive", is_flag=True, help="Allow to drop data.")
 @pass_invocation
 def apply(invocation: Invocation, *, allow_destructive: bool) -> Output:
@@ -91,7 +99,12 @@ def apply(invocation: Invocation, *, allow_destructive: bool) -> Output:
     return Output(data, blocks)
 
 
-@click.command("teardown", cls=Command, interrupted=_TEARDOWN_STOPPED)
+@click.command(
+    "teardown",
+    cls=Command,
+    short_help="Delete the project and all its data.",
+    interrupted=_TEARDOWN_STOPPED,
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_invocation
 def teardown(invocation: Invocation, *, yes: bool) -> Output:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.context import Command, Interrupted, Invocation, pass_invocation
+from featurestore.cli.context import Command, Invocation, StoppedError, pass_invocation
 from featurestore.cli.output import Block, Cell, Output, Table, count, duration
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _views = click.option(
 _AGAIN = "Running the command again does the rest; nothing is done twice."
 
 
-@click.command("materialize", cls=Command)
+@click.command("materialize", cls=Command, short_help="Materialize an interval.")
 @click.argument("start")
 @click.argument("end")
 @_views
@@ -41,7 +41,7 @@ def materialize(invocation: Invocation, start: str, end: str, views: tuple[str, 
     return _report(report)
 
 
-@click.command("materialize-incremental", cls=Command)
+@click.command("materialize-incremental", cls=Command, short_help="Materialize all that is new.")
 @click.argument("end", required=False)
 @_views
 @pass_invocation
@@ -69,7 +69,7 @@ def _stages(invocation: Invocation) -> Iterator[Progress]:
 
             yield progress
     except KeyboardInterrupt as error:
-        raise Interrupted(_left_behind(reached)) from error
+        raise StoppedError(_left_behind(reached)) from error
 
 
 def _left_behind(reached: dict[str, str]) -> str:
@@ -143,7 +143,7 @@ def _warnings(view: ViewReport) -> Iterator[Cell]:
         )
 
 
-@click.command("schedule", cls=Command)
+@click.command("schedule", cls=Command, short_help="Materialize views when they are due.")
 @pass_invocation
 def schedule(invocation: Invocation) -> int:
     """Materialize views when their schedules are due, until stopped.

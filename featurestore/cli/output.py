@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, Literal
@@ -70,17 +71,19 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | Set):
+    if isinstance(value, list | tuple | AbstractSet):
         return [plain(item) for item in value]
+    return _plain_scalar(value)
+
+
+def _plain_scalar(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, date):
         return value.isoformat()
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return value
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
 def count(number: int, noun: str) -> str:
@@ -104,7 +107,7 @@ def duration(seconds: float) -> str:
     if abs(seconds) < 10:  # noqa: PLR2004
         return f"{seconds:.2g} s"
     left = round(abs(seconds))
-    parts = []
+    parts: list[tuple[int, str]] = []
     for unit, size in _UNITS:
         if left >= size or parts:
             parts.append((left // size, unit))

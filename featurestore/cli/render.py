@@ -31,7 +31,13 @@ _STYLES: dict[Style, str] = {
     "faint": "dim",
 }
 _UNBOUND = 10_000
-_STAGES = ("listing the source", "reading the source", "writing the table", "pushing online", "done")
+_STAGES = (
+    "listing the source",
+    "reading the source",
+    "writing the table",
+    "pushing online",
+    "done",
+)
 
 
 def show(output: Output, mode: Mode) -> None:
@@ -59,7 +65,7 @@ def show_error(parts: dict[str, Any], mode: Mode) -> None:
     pairs = [("Error:", Cell(parts["what"], "heading"))]
     labels = (("where", "where"), ("got", "got"), ("allowed", "allowed"), ("hint", "next"))
     pairs += [(f"{label}:", Cell(parts[key])) for key, label in labels if parts.get(key)]
-    console.print(_grid(pairs, first="bad"))
+    _print(console, _grid(pairs, first="bad"))
 
 
 def show_line(text: str, style: Style = "plain") -> None:
@@ -126,16 +132,25 @@ def _console(stream: IO[str]) -> Console:
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
-def _print(console: Console, block: Block) -> None:
-    if isinstance(block, Cell):
-        # Wrapped at words on a terminal; elsewhere the width has no end.
-        console.print(_text(block))
-    elif isinstance(block, Facts):
-        console.print(_grid([(f"{label}:", _cell(value)) for label, value in block.pairs]))
-    elif not block.rows:
-        console.print(_text(Cell(block.empty, "faint")))
-    else:
-        console.print(_table(block))
+def _print(console: Console, item: Block | RenderableType) -> None:
+    renderable = _renderable(item)
+    if console.is_terminal:
+        console.print(renderable)
+        return
+    with console.capture() as capture:
+        console.print(renderable)
+    lines = capture.get().splitlines()
+    console.file.write("".join(f"{line.rstrip()}\n" for line in lines))
+
+
+def _renderable(item: Block | RenderableType) -> RenderableType:
+    if isinstance(item, Cell):
+        return _text(item)
+    if isinstance(item, Facts):
+        return _grid([(f"{label}:", _cell(value)) for label, value in item.pairs])
+    if isinstance(item, Table):
+        return _table(item) if item.rows else _text(Cell(item.empty, "faint"))
+    return item
 
 
 def _table(block: Table) -> RenderableType:

@@ -149,7 +149,7 @@ class _Reader:
             return ["module", [[name, self.value(vars(value)[name], names)] for name in found]]
         return ["object", self._name(value)]
 
-    def _is_own(self, module: str) -> bool:
+    def _is_own(self, module: str | None) -> bool:
         return _root(module) == self._package
 
     def _name(self, value: Any) -> str:
@@ -157,7 +157,7 @@ class _Reader:
         if isinstance(value, types.ModuleType):
             return value.__name__
         # The loader numbers its packages; the number must not count.
-        module = named.__module__
+        module = named.__module__ or ""
         place = module.partition(".")[2] if self._is_own(module) else module
         return f"{place}.{named.__qualname__}"
 
@@ -176,8 +176,9 @@ def _members(cls: type) -> list[tuple[str, Any]]:
     return members
 
 
-def _root(module: str) -> str:
-    return module.partition(".")[0]
+def _root(module: str | None) -> str:
+    # Generated functions may stand in no module.
+    return (module or "").partition(".")[0]
 
 
 def _cell(cell: types.CellType) -> Any:

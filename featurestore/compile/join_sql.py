@@ -262,6 +262,40 @@ def result(specs: Sequence[JoinSpec], given: Sequence[str]) -> str:
     return f"SELECT {', '.join(columns) or 'entity.row'} FROM {source}{blocks}"
 
 
+def entities(sources: Sequence[tuple[Join, Sequence[str]]], as_of: int, *, known: bool) -> str:
+    """Return the SELECT of all keys that have a row up to an instant, sorted, with the instant.
+
+    Args:
+        sources: (view to join, its table's files); all are joined by the same columns.
+        as_of: The instant.
+        known: Whether a row counts only when it had been learnt by then.
+    """
+    selects = []
+    for join, files in sources:
+        columns = [
+            f"CAST({quote(key.name)} AS {key.type.duckdb}) AS {quote(name)}"
+            for name, key in zip(join.key_columns, join.view.join_keys, strict=True)
+        ]
+        happened = f"event_timestamp <= {instant(as_of)}"
+        if known and join.view.source.created_timestamp is not None:
+            happened += f" AND created_timestamp <= {instant(as_of)}"
+        if files:
+            rows = f"FROM {_read(files)} WHERE {happened}"
+        else:
+            rows = "WHERE false"
+            columns = [
+                f"CAST(NULL AS {key.type.duckdb}) AS {quote(name)}"
+                for name, key in zip(join.key_columns, join.view.join_keys, strict=True)
+            ]
+        selects.append(f"SELECT DISTINCT {', '.join(columns) or '1 AS one'} {rows}")
+    names = [quote(name) for name in sources[0][0].key_columns]
+    order = f" ORDER BY {', '.join(names)}" if names else ""
+    return (
+        f"SELECT {_list(names)}{instant(as_of)} AS event_timestamp"
+        f" FROM ({' UNION '.join(selects)}){order}"
+    )
+
+
 def _block_columns(spec: JoinSpec) -> list[str]:
     names = [f"v{i}" for i in range(len(spec.columns))]
     types = [column.type.duckdb for column in spec.columns]
@@ -284,9 +318,8 @@ _SAME_ADDRESS = "s.file_index = {0}.file AND s.file_row_number = {0}.number"
 
 
 def _address(position: str) -> str:
-    return (
-        f"({position} >> {_ROW_BITS})::UBIGINT AS file, ({position} & {_ROW_MASK}::BIGINT) AS number"
-    )
+    file = f"({position} >> {_ROW_BITS})::UBIGINT AS file"
+    return f"{file}, ({position} & {_ROW_MASK}::BIGINT) AS number"
 
 
 def _keys(spec: JoinSpec, table: str = "") -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,8 @@ _UNSTABLE_CALL = re.compile(
     rf"\b({_UNSTABLE})\s*\(|\b(current_date|current_timestamp|current_time|localtimestamp|localtime)\b",
     re.IGNORECASE,
 )
+# No feature can be called so.
+_WHERE = "where="
 _TEXTS_AND_COMMENTS = re.compile(
     r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", re.DOTALL
 )
@@ -159,25 +161,20 @@ def row_types(
     Raises:
         DefinitionError: The engine refuses one of them, or one looks further than at its row.
     """
-    texts = {f"the expression of '{name}'": text for name, text in expressions.items()}
+    tried = [*expressions.items()]
     if where is not None:
-        texts["where="] = where
-    for label, text in texts.items():
+        tried.append((_WHERE, where))
+    for label, text in tried:
         _refuse_unstable(label, text)
-    if not texts:
+    if not tried:
         return {}
-    items = [f"(\n{text}\n) AS {quote(name)}" for name, text in expressions.items()]
-    condition = "" if where is None else f" WHERE (\n{where}\n)"
-    sql = f"SELECT {', '.join(items) or '1'} FROM {mapped.relation}{condition}"
     try:
-        schema = describe(sql)
-        # A condition may not hold what looks at other rows, so an expression is tried as one.
-        rowwise = [f"(\n{text}\n) IS NULL" for text in expressions.values()]
-        if rowwise:
-            describe(f"SELECT 1 FROM {mapped.relation} WHERE {' OR '.join(rowwise)}")
-    except (RequestError, DataError) as error:
-        _blame(mapped, expressions, where, describe)
-        raise DefinitionError("The engine refuses the view's SQL.", got=_brief(error)) from error
+        schema = _try(mapped, [text for _, text in tried], describe)
+    except (RequestError, DataError):
+        _blame(mapped, tried, describe)
+        raise
+    if where is not None:
+        _require_condition(where, schema.field(len(tried) - 1).type)
     return {name: schema.field(index).type for index, name in enumerate(expressions)}
 
 
@@ -251,36 +248,51 @@ def timestamp_sql(mapped: MappedSource, role: str) -> str:
     return expression
 
 
-def _refuse_unstable(label: str, text: str) -> None:
+def _try(mapped: MappedSource, texts: Sequence[str], describe: Describe) -> pa.Schema:
+    """Return the columns that SQL expressions would give, each of one row."""
+    items = ", ".join(f"(\n{text}\n) AS __{index}" for index, text in enumerate(texts))
+    schema = describe(f"SELECT {items} FROM {mapped.relation}")
+    # A condition may not hold what looks at other rows, so an expression is tried as one.
+    rowwise = " OR ".join(f"(\n{text}\n) IS NULL" for text in texts)
+    describe(f"SELECT 1 FROM {mapped.relation} WHERE {rowwise}")
+    return schema
+
+
+def _blame(mapped: MappedSource, tried: Sequence[tuple[str, str]], describe: Describe) -> None:
+    """Raise the error of the one expression or condition that is at fault."""
+    for name, text in tried:
+        try:
+            _try(mapped, [text], describe)
+        except (RequestError, DataError) as error:
+            raise DefinitionError(
+                f"{_label(name)} is refused by the engine: {_brief(error)}",
+                got=text,
+                allowed=f"SQL over one row's columns: {listing(mapped.columns)}",
+            ) from error
+
+
+def _refuse_unstable(name: str, text: str) -> None:
     match = _UNSTABLE_CALL.search(_TEXTS_AND_COMMENTS.sub(" ", text))
     if match:
         raise DefinitionError(
-            f"{_capital(label)} gives another value each time it is run.",
+            f"{_label(name)} gives another value each time it is run.",
             got=f"{match[1] or match[2]} in: {text}",
             allowed="SQL over the row's own columns",
             hint="What depends on the moment of asking belongs in an on-demand view.",
         )
 
 
-def _blame(
-    mapped: MappedSource, expressions: Mapping[str, str], where: str | None, describe: Describe
-) -> None:
-    """Raise the error of the one expression or condition that is at fault."""
-    tried = [
-        (f"the expression of '{name}'", text, f"(\n{text}\n) IS NULL")
-        for name, text in expressions.items()
-    ]
-    if where is not None:
-        tried.append(("where=", where, f"(\n{where}\n)"))
-    for label, text, condition in tried:
-        try:
-            describe(f"SELECT 1 FROM {mapped.relation} WHERE {condition}")
-        except (RequestError, DataError) as error:
-            raise DefinitionError(
-                f"{_capital(label)} is refused by the engine: {_brief(error)}",
-                got=text,
-                allowed=f"SQL over one row's columns: {listing(mapped.columns)}",
-            ) from error
+def _require_condition(where: str, arrow: pa.DataType) -> None:
+    if str(arrow) not in {"bool", "null"}:
+        raise DefinitionError(
+            f"{_label(_WHERE)} is neither true nor false.",
+            got=f"{arrow}: {where}",
+            allowed="a condition, such as amount > 0",
+        )
+
+
+def _label(name: str) -> str:
+    return "The condition where=" if name == _WHERE else f"The expression of '{name}'"
 
 
 def _brief(error: FeatureStoreError) -> str:
@@ -288,7 +300,3 @@ def _brief(error: FeatureStoreError) -> str:
     text = (error.got or error.what).split("\n\nLINE ")[0].strip()
     text = text.replace("WHERE clause cannot contain", "it may look at one row only, so no")
     return re.sub(r"^(Binder|Parser|Catalog|Conversion|Not implemented) Error: ", "", text)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

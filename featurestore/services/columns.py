@@ -6,11 +6,11 @@ nor a number as an instant. Instants without a zone are refused (law T1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from featurestore import dtypes
 from featurestore.dtypes import DType
 from featurestore.errors import (
     MissingColumnError,
@@ -19,18 +19,17 @@ from featurestore.errors import (
     listing,
     near_miss,
 )
+from featurestore.services.lossless import lossless
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_NUMBERS = frozenset({"int32", "int64", "float32", "float64"})
 
 
 class InputRows:
     """Rows that came with a call, read column by column.
 
     Args:
-        columns: By name; a list of Python values or an Arrow array each, all of one length.
+        columns: By name, all of one length; lists, or arrays and series of any library.
         rows: How many rows there are.
         what: The name of the argument, for errors.
     """
@@ -39,6 +38,7 @@ class InputRows:
         self.columns = columns
         self.rows = rows
         self.what = what
+        self._cache: dict[tuple[str, DType, bool | None], Any] = {}
 
     @classmethod
     def of(cls, value: Any, what: str = "entity_rows") -> InputRows:
@@ -98,11 +98,37 @@ class InputRows:
             RequestError: It holds values of another type.
             NaiveTimestampError: It holds instants without a zone.
         """
-        values = self.columns.get(name)
-        if values is None:
+        convert = partial(lossless, rounding=rounding)
+        return self._converted((name, dtype, rounding), needed_by, convert)
+
+    def key(self, name: str, dtype: DType, needed_by: str) -> pa.Array:
+        """Return a join key's column; a NaN among floats is null, as pandas writes it.
+
+        Args:
+            name: The column.
+            dtype: The declared type, int64 for every integer: a key is its value.
+            needed_by: Who joins by it, for errors.
+
+        Raises:
+            MissingColumnError: There is no such column.
+            RequestError: It holds values of another type.
+            NaiveTimestampError: It holds instants without a zone.
+        """
+        return self._converted((name, dtype, None), needed_by, _key)
+
+    def _converted(
+        self,
+        wanted: tuple[str, DType, bool | None],
+        needed_by: str,
+        convert: Callable[[pa.Array, DType], pa.Array | None],
+    ) -> pa.Array:
+        if wanted in self._cache:
+            return self._cache[wanted]
+        name, dtype, _ = wanted
+        if name not in self.columns:
             raise self.missing(name, needed_by)
         try:
-            array = to_arrow(values, dtype)
+            array = to_arrow(self.columns[name], dtype)
         except NaiveTimestampError as error:
             raise NaiveTimestampError(
                 f"The column '{name}' of '{self.what}' has instants without a time zone.",
@@ -111,14 +137,15 @@ class InputRows:
                 allowed="aware instants",
                 hint="Say which zone they are in; it is never guessed.",
             ) from error
-        converted = None if array is None else lossless(array, dtype, rounding=rounding)
+        converted = None if array is None else convert(array, dtype)
         if converted is None:
             raise RequestError(
                 f"The column '{name}' of '{self.what}' cannot be read as {dtype} without loss.",
                 where=needed_by,
-                got=_describe(values, array),
+                got=_describe(self.columns[name], array),
                 allowed=str(dtype),
             )
+        self._cache[wanted] = converted
         return converted
 
     def missing(self, name: str, needed_by: str) -> MissingColumnError:
@@ -133,105 +160,62 @@ class InputRows:
 
 
 def to_arrow(values: Any, dtype: DType) -> pa.Array | None:
-    """Return Python values as an Arrow array of the type that they seem to be; None when mixed.
+    """Return a column as an Arrow array of whatever type it seems to be; None when that is mixed.
 
     Args:
-        values: A list, a NumPy array, or an Arrow array, which is returned as it is.
-        dtype: What they are meant to be.
+        values: A list, a NumPy array, a pandas or Polars series, or an Arrow array.
+        dtype: What the values are meant to be.
 
     Raises:
         NaiveTimestampError: An instant among them has no zone.
     """
     import pyarrow as pa
 
-    if isinstance(values, pa.Array):
-        array = values
-    else:
-        if dtype.scalar in {"date", "timestamp"}:
-            # Arrow would take one instant's zone for all, and cut the time of day off a date.
-            moments = [v for v in values if isinstance(v, datetime)]
-            naive = next((v for v in moments if v.tzinfo is None), None)
-            if naive is not None and dtype.scalar == "timestamp":
-                raise NaiveTimestampError("An instant has no time zone.", got=naive.isoformat())
-            if moments and dtype.scalar == "date":
-                return None
-        try:
-            array = pa.array(values)
-        except (pa.ArrowException, ValueError, TypeError, OverflowError):
-            return None
-    if dtype.scalar == "timestamp" and pa.types.is_timestamp(array.type) and array.type.tz is None:
+    try:
+        array = _arrow(values, dtype)
+    except NaiveTimestampError:
+        raise
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        return None
+    if array is None or not pa.types.is_timestamp(array.type):
+        return array
+    if dtype.scalar == "timestamp" and array.type.tz is None:
         raise NaiveTimestampError("An instant has no time zone.", got=str(array.type))
     return array
 
 
-def lossless(array: pa.Array, dtype: DType, *, rounding: bool = False) -> pa.Array | None:
-    """Return an array as one of a declared type, None where a value would change or does not fit.
-
-    Integers fit floats that hold them exactly, whole floats fit integers, any text and binary
-    layout fits string and bytes, instants of any unit and zone fit timestamp when no part of a
-    microsecond is lost, and lists fit a vector of their common length.
-
-    Args:
-        array: Any Arrow array.
-        dtype: The declared type.
-        rounding: Whether float64 values may be rounded to the nearest float32.
-    """
-    import pyarrow as pa
-
-    target = dtype.arrow
-    if array.type == target:
-        return array if _whole_vectors(array, dtype) else None
-    if array.null_count == len(array):
-        return pa.nulls(len(array), target)
-    if not _fits(array.type, dtype, rounding=rounding):
-        return None
-    try:
-        converted = array.cast(target)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return None
-    if rounding and dtype.scalar == "float32" and _overflows(array, converted):
-        return None
-    return converted if _whole_vectors(converted, dtype) else None
-
-
-def _fits(source: pa.DataType, dtype: DType, *, rounding: bool) -> bool:
-    """Whether values of an Arrow type may be of a declared type; a safe cast tells if all are."""
-    import pyarrow as pa
-
-    if pa.types.is_uint64(source):
-        return not dtype.container and dtype.scalar in _NUMBERS
-    if isinstance(source, pa.ListViewType):
-        # Arrow's cast of list views loses items.
-        return False
-    if dtype.container and pa.types.is_nested(source) and pa.types.is_null(source.value_type):
-        return True
-    held = dtypes.from_arrow(source)
-    if held is None or bool(held.container) != bool(dtype.container):
-        return False
-    if dtype.container == "vector" and held.length not in {0, dtype.length}:
-        return False
-    return _scalar_fits(held.scalar, dtype.scalar, rounding=rounding)
-
-
-def _scalar_fits(held: str, declared: str, *, rounding: bool) -> bool:
-    if (held, declared) == ("float64", "float32"):
-        return rounding
-    return held == declared or (held in _NUMBERS and declared in _NUMBERS)
-
-
-def _whole_vectors(array: pa.Array, dtype: DType) -> bool:
-    return dtype.container != "vector" or array.flatten().null_count == 0
-
-
-def _overflows(array: pa.Array, converted: pa.Array) -> bool:
+def _key(array: pa.Array, dtype: DType) -> pa.Array | None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    while pa.types.is_nested(array.type):
-        array, converted = array.flatten(), converted.flatten()
-    if not pa.types.is_floating(array.type):
-        return False
-    return bool(pc.any(pc.and_(pc.is_inf(converted), pc.invert(pc.is_inf(array)))).as_py())
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+    return lossless(array, dtype)
+
+
+def _arrow(values: Any, dtype: DType) -> pa.Array | None:
+    import pyarrow as pa
+
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return _one_array(values)
+    package = _package(values)
+    if package == "polars":
+        return _one_array(values.to_arrow())
+    if package == "pandas" and str(values.dtype) == "object":
+        values = [None if _is_missing(value) else value for value in values.tolist()]
+    elif package == "pandas":
+        return _one_array(pa.array(values, from_pandas=True))
+    elif package == "numpy" and values.ndim == 1 and values.dtype != object:
+        return pa.array(values)
+    if dtype.scalar in {"date", "timestamp"}:
+        # Arrow would take one instant's zone for all, and cut the time of day off a date.
+        moments = [value for value in values if isinstance(value, datetime)]
+        naive = next((moment for moment in moments if moment.tzinfo is None), None)
+        if naive is not None and dtype.scalar == "timestamp":
+            raise NaiveTimestampError("An instant has no time zone.", got=naive.isoformat())
+        if moments and dtype.scalar == "date":
+            return None
+    return pa.array(list(values))
 
 
 def _from_records(records: Sequence[Any], what: str) -> Mapping[str, Any]:
@@ -257,62 +241,65 @@ def _from_records(records: Sequence[Any], what: str) -> Mapping[str, Any]:
 
 
 def _from_table(value: Any, what: str) -> Mapping[str, Any]:
+    """Return a table's columns as they are: one that nobody asks for is never converted."""
     import pyarrow as pa
 
-    if _is_pandas(value) and hasattr(value, "columns"):
-        value = pa.Table.from_pandas(value, preserve_index=False)
-    elif isinstance(value, pa.RecordBatch) or hasattr(value, "__arrow_c_stream__"):
-        value = pa.table(value)
-    if not isinstance(value, pa.Table):
-        raise _unreadable(value, what)
-    if len(set(value.column_names)) < value.num_columns:
-        raise RequestError(
-            f"Two columns of '{what}' share a name.", got=", ".join(value.column_names)
-        )
-    return {
-        name: _one_array(column)
-        for name, column in zip(value.column_names, value.columns, strict=True)
-    }
+    package = _package(value)
+    if package == "pandas" and hasattr(value, "columns"):
+        names = [str(name) for name in value.columns]
+        columns = [value.iloc[:, i] for i in range(len(names))]
+    elif package == "polars" and hasattr(value, "get_columns"):
+        columns = value.get_columns()
+        names = [column.name for column in columns]
+    else:
+        if isinstance(value, pa.RecordBatch) or hasattr(value, "__arrow_c_stream__"):
+            value = pa.table(value)
+        if not isinstance(value, pa.Table):
+            raise _unreadable(value, what)
+        names, columns = value.column_names, value.columns
+    if len(set(names)) < len(names):
+        raise RequestError(f"Two columns of '{what}' share a name.", got=", ".join(names))
+    return dict(zip(names, columns, strict=True))
 
 
 def _as_column(value: Any, name: str, what: str) -> Any:
-    import pyarrow as pa
-
-    if isinstance(value, pa.Array):
-        return value
     if isinstance(value, list | tuple):
         # A copy: the caller may change a list before an answer shows it.
         return list(value)
-    if isinstance(value, pa.ChunkedArray):
-        return _one_array(value)
     if not _is_column(value):
         raise RequestError(
             f"'{what}' is a dict, but '{name}' holds no list.",
             got=repr(value),
             allowed="a list of dicts, a dict of lists, or a table",
         )
-    if _is_pandas(value):
-        return _one_array(pa.array(value, from_pandas=True))
-    return _one_array(value.to_arrow()) if hasattr(value, "to_arrow") else list(value)
+    known = {"pyarrow", "pandas", "polars", "numpy"}
+    return value if _package(value) in known else list(value)
 
 
 def _is_column(value: Any) -> bool:
     """Whether a value of a dict is a column rather than one value."""
     if isinstance(value, str | bytes | bytearray | Mapping):
         return False
-    return isinstance(value, list | tuple) or (
-        hasattr(value, "__len__") and hasattr(value, "__iter__")
-    )
+    return hasattr(value, "__len__") and hasattr(value, "__iter__")
 
 
-def _is_pandas(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] == "pandas"
+def _package(value: Any) -> str:
+    return type(value).__module__.partition(".")[0]
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a pandas object holds nothing here: None, NaN, NaT or NA."""
+    return value is None or type(value).__name__ in {"NAType", "NaTType"} or value != value  # noqa: PLR0124
 
 
 def _one_array(column: Any) -> Any:
     import pyarrow as pa
 
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if pa.types.is_dictionary(column.type):
+        column = column.unify_dictionaries()
+    return column.combine_chunks()
 
 
 def _common_length(columns: Mapping[str, Any], what: str) -> int:

@@ -14,7 +14,7 @@ from featurestore.clock import Clock, SystemClock
 from featurestore.compile.plan import Column, OnDemandPlan
 from featurestore.compile.request import OnDemandStep, RequestPlan, slot
 from featurestore.errors import DataError, NotMaterializedError
-from featurestore.services.columns import lossless
+from featurestore.services.lossless import lossless
 
 if TYPE_CHECKING:
     import pyarrow as pa

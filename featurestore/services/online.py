@@ -25,8 +25,9 @@ from featurestore.semantics.timeline import (
     format_instant,
     to_instant,
 )
-from featurestore.services.columns import InputRows, lossless, to_arrow
+from featurestore.services.columns import InputRows
 from featurestore.services.lookup import INT64, KeyGroup, Lookup, LookupJoin, features_key
+from featurestore.services.lossless import lossless
 from featurestore.services.on_demand import OnDemandFunctions, run_steps
 from featurestore.services.response import ArrowBlock, Block, OnlineResponse
 from featurestore.services.state import StateCache
@@ -97,7 +98,7 @@ class OnlineReader:
         """
         lookup = self._prepare(features, full_feature_names=full_feature_names)
         rows = InputRows.of(entity_rows)
-        instant = None if as_of is None else _checked_instant(as_of)
+        instant = None if as_of is None else checked_as_of(as_of)
         if not lookup.output_names.isdisjoint(rows.columns):
             raise _clash(lookup, rows)
         fields = self._request_fields(lookup, rows, request)
@@ -215,7 +216,13 @@ def _step_block(step: OnDemandStep, filled: dict[str, pa.Array]) -> ArrowBlock:
     return ArrowBlock(lambda: arrays)
 
 
-def _checked_instant(as_of: datetime | str | int) -> int:
+def checked_as_of(as_of: datetime | str | int) -> int:
+    """Return `as_of` in microseconds.
+
+    Raises:
+        NaiveTimestampError: It has no time zone.
+        RequestError: It is no instant, or outside of the years 1 to 9999.
+    """
     instant = to_instant(as_of, "as_of")
     if not MIN_INSTANT <= instant <= MAX_INSTANT:
         raise RequestError(
@@ -235,7 +242,7 @@ def _encode(rows: InputRows, group: KeyGroup) -> list[bytes | None]:
         if all(map(_is_exact, values, group.dtypes)):
             return [encode_key(part, group.dtypes) for part in zip(*values, strict=True)]
     columns = [
-        rows.column(name, dtype, group.needed_by, rounding=False)
+        rows.key(name, dtype, group.needed_by)
         for name, dtype in zip(group.columns, group.dtypes, strict=True)
     ]
     return encode_columns(columns, group.dtypes)
@@ -251,9 +258,10 @@ def _echo(lookup: Lookup, rows: InputRows) -> list[pa.Array]:
     """Return the key columns as they were understood: of their declared type where they fit."""
     columns = []
     for name, dtype in lookup.key_columns:
-        array = to_arrow(rows.columns[name], dtype)
+        integer = dtype.scalar in {"int32", "int64"}
+        array = rows.key(name, INT64 if integer else dtype, "join key")
         echoed = lossless(array, dtype)
-        columns.append(lossless(array, INT64) if echoed is None else echoed)
+        columns.append(array if echoed is None else echoed)
     return columns
 
 
@@ -274,11 +282,10 @@ def _clash(lookup: Lookup, rows: InputRows) -> NameClashError:
 def _too_early(
     item: LookupJoin, rows: InputRows, row: int, event: int, as_of: int
 ) -> AsOfBeforeRowError:
-    keys = []
-    for name in item.join.key_columns:
-        value = rows.columns[name][row]
-        keys.append(f"{name}={value.as_py() if hasattr(value, 'as_py') else value!r}")
     view = item.join.view.name
+    dtypes = [INT64 if k.dtype == "int32" else k.type for k in item.join.view.join_keys]
+    pairs = zip(item.join.key_columns, dtypes, strict=True)
+    keys = [f"{name}={rows.key(name, t, view)[row].as_py()!r}" for name, t in pairs]
     return AsOfBeforeRowError(
         f"The row of '{view}' that is kept online is newer than 'as_of'.",
         where=f"view '{view}', {', '.join(keys) or 'no entity'}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,12 @@ import pyarrow as pa
 from featurestore import dtypes
 from featurestore.compile.request import FeaturesArgument
 from featurestore.dtypes import DType
-from featurestore.errors import DefinitionError, MissingColumnError, RequestError
+from featurestore.errors import (
+    DefinitionError,
+    MissingColumnError,
+    NaiveTimestampError,
+    RequestError,
+)
 from featurestore.model.declarations import (
     FeatureSelection,
     FeatureService,
@@ -26,8 +32,9 @@ from featurestore.services.columns import InputRows, to_arrow
 from featurestore.serving.conversion import read_columns, write_arrow
 from featurestore.serving.v1 import serving_pb2 as pb
 
-# What the type of a column is not yet known to be: no scalar asks for a check of its own.
+# The client does not know what a column will be read as; a string is checked for nothing.
 _ANY = DType("string")
+_NAIVE = "instants without a time zone"
 # A row of an answer takes a status and an event timestamp at the least.
 _LEAST_ROW_BYTES = 9
 
@@ -51,44 +58,45 @@ def write_request(
     *,
     full_feature_names: bool,
 ) -> tuple[pb.GetOnlineFeaturesRequest, dict[str, str]]:
-    """Return the message of a lookup, and the entity columns that cannot be sent, with the reason.
+    """Return the message of a lookup, and the columns that cannot be sent, each with the reason.
+
+    Such columns are left out: most likely nobody asks for them, and if somebody does,
+    `explain_missing` tells why they are not there.
 
     Raises:
-        RequestError: `features` names no features, or a request field cannot be sent.
+        RequestError: `features` names no features.
     """
     message = pb.GetOnlineFeaturesRequest(
         full_feature_names=full_feature_names, rows=entity_rows.rows, as_of=as_of
     )
     _write_features(message, features)
-    left_out = {}
-    for name in entity_rows.columns:
-        array, reason = _sendable(entity_rows, name)
-        if array is None:
-            left_out[name] = reason
-        else:
-            write_arrow(message.entity_rows.add(name=name), array)
-    for name in request.columns if request is not None else ():
-        array, reason = _sendable(request, name)
-        if array is None:
-            raise RequestError(
-                f"The column '{name}' of 'request' cannot be sent.",
-                got=reason,
-                hint="Leave it out, or convert it to one of the value types.",
-            )
-        write_arrow(message.request.add(name=name), array)
+    left_out: dict[str, str] = {}
+    for rows, columns in ((entity_rows, message.entity_rows), (request, message.request)):
+        for name, values in rows.columns.items() if rows is not None else ():
+            array, reason = _sendable(values)
+            if array is None:
+                left_out[name] = reason
+            else:
+                write_arrow(columns.add(name=name), array)
     return message, left_out
 
 
 def explain_missing(error: MissingColumnError, left_out: dict[str, str]) -> RequestError:
     """Return the error that the caller should see: a column may be missing as it was not sent."""
-    reason = left_out.get(error.allowed or "")
+    name = error.allowed or ""
+    reason = left_out.get(name)
     if reason is None:
         return error
+    if reason == _NAIVE:
+        return NaiveTimestampError(
+            f"The column '{name}' has instants without a time zone.",
+            where=error.where,
+            got=reason,
+            allowed="aware instants",
+            hint="Say which zone they are in; it is never guessed.",
+        )
     return RequestError(
-        f"The column '{error.allowed}' of 'entity_rows' has no type that a join key can have.",
-        where=error.where,
-        got=reason,
-        hint=dtypes.unsupported(pa.timestamp("us")) if "timestamp" in reason else None,
+        f"The column '{name}' has a type that cannot be sent.", where=error.where, got=reason
     )
 
 
@@ -140,14 +148,24 @@ def read_request(message: pb.GetOnlineFeaturesRequest, max_bytes: int) -> ReadRe
     )
 
 
-def _sendable(rows: InputRows, name: str) -> tuple[pa.Array | None, str]:
-    array = to_arrow(rows.columns[name], _ANY)
+def _sendable(values: Any) -> tuple[pa.Array | None, str]:
+    """Return a column as an Arrow array of a type of ours, or None and the reason why not."""
+    if isinstance(values, list) or str(getattr(values, "dtype", "")) == "object":
+        present = [value for value in values if value is not None]
+        moments = [value for value in present if isinstance(value, datetime)]
+        if any(moment.tzinfo is None for moment in moments):
+            return None, _NAIVE
+        if moments and len(moments) < len(present):
+            return None, "instants among other values"
+    array = to_arrow(values, _ANY)
     if array is None:
-        kinds = sorted({type(value).__name__ for value in rows.columns[name]})
+        kinds = sorted({type(value).__name__ for value in values})
         return None, f"values of {', '.join(kinds)}"
-    if not pa.types.is_null(array.type) and dtypes.from_arrow(array.type) is None:
-        return None, f"{array.type}"
-    return array, ""
+    if pa.types.is_timestamp(array.type) and array.type.tz is None:
+        return None, _NAIVE
+    if pa.types.is_null(array.type) or dtypes.from_arrow(array.type) is not None:
+        return array, ""
+    return None, str(array.type)
 
 
 def _write_features(message: pb.GetOnlineFeaturesRequest, features: FeaturesArgument) -> None:

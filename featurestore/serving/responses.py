@@ -7,12 +7,10 @@ in. The client keeps the message and turns its columns into values when asked fo
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from featurestore import dtypes
 from featurestore.dtypes import DType
 from featurestore.errors import FeatureStoreError
 from featurestore.semantics import plain as plains
@@ -29,9 +27,12 @@ from featurestore.serving.conversion import (
 )
 from featurestore.serving.v1 import serving_pb2 as pb
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _STATUSES = pb.Source.DESCRIPTOR.fields_by_name["statuses"].number
 _EVENTS = pb.Source.DESCRIPTOR.fields_by_name["event_timestamps"].number
-_KNOWN_STATUSES = bytes((PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE))
+_KNOWN_STATUSES = frozenset((PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE))
 
 
 def write_response(response: OnlineResponse) -> bytes:
@@ -103,16 +104,15 @@ def read_response(message: pb.GetOnlineFeaturesResponse) -> OnlineResponse:
 
 
 def _seen(source: pb.Source, rows: int) -> tuple[bytes, bytes]:
-    statuses = bytes(source.statuses)
-    if statuses.strip(_KNOWN_STATUSES) or len(statuses) not in {0, rows}:
+    codes = list(source.statuses)
+    if not _KNOWN_STATUSES.issuperset(codes) or len(codes) not in {0, rows}:
         raise FeatureStoreError(
             f"The server's answer has statuses of '{source.view}' that are not known here.",
             hint="The server may be of a later version.",
         )
-    if len(source.event_timestamps) != len(statuses):
+    if len(source.event_timestamps) != len(codes):
         raise FeatureStoreError(f"The server's answer lacks event timestamps of '{source.view}'.")
-    events = pb.Source(event_timestamps=source.event_timestamps).SerializeToString()
-    return statuses, events[len(events) - 8 * len(statuses) :]
+    return bytes(codes), struct.pack(f"<{len(codes)}q", *source.event_timestamps)
 
 
 class _WireBlock:
@@ -161,8 +161,3 @@ class _WireBlock:
         return FeatureStoreError(
             f"The server's answer has too few or too many values of '{self._columns[index].name}'."
         )
-
-
-def arrow_type_name(array: pa.Array) -> str:
-    """Return the name of our type that holds an array."""
-    return str(dtypes.from_arrow(array.type))

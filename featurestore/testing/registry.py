@@ -6,7 +6,6 @@ the registry may be a shared one. The suite looks at a registry only through its
 """
 
 # A test's name says what it shows, and its numbers are made up.
-# ruff: noqa: D102, PLR2004
 
 from __future__ import annotations
 

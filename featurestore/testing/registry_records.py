@@ -1,7 +1,6 @@
 """The part of the registries' suite about ledgers, file listings and runs (laws M1, M4, M6)."""
 
 # A test's name says what it shows, and its numbers are made up.
-# ruff: noqa: D102, PLR2004
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,16 +44,22 @@ class CaseView:
         return found
 
 
+def unique(name: str) -> str:
+    """Return a name that no other test has."""
+    return f"{name}_{uuid.uuid4().hex[:12]}"
+
+
 class Repository:
     """A folder with settings, definitions and sources.
 
     Args:
         folder: Where to make it.
         online: The online store's URL.
-        project: The project's name.
+        project: The project's name; by default one that nobody else has on a shared server.
     """
 
-    def __init__(self, folder: Path, online: str, project: str = "vectors") -> None:
+    def __init__(self, folder: Path, online: str, project: str | None = None) -> None:
+        project = project or unique("vectors")
         self.folder = folder
         self.views: dict[str, CaseView] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +95,7 @@ class Repository:
         data = view.rows if rewrite else rows
         extra = {k: pa.string() for row in data for k in row if k not in view.columns}
         schema = pa.schema({**view.columns, **extra})
-        columns = [pa.array([row.get(n) for row in data], type=t) for n, t in zip(schema.names, schema.types)]
+        columns = [pa.array([row.get(f.name) for row in data], type=f.type) for f in schema]
         pq.write_table(pa.Table.from_arrays(columns, schema=schema), folder / name)
 
     def materialize_everything(self) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from featurestore.errors import FeatureNotFoundError, NameClashError
-from tests.conformance.repository import CaseView, Repository, decode, instant, same
+from tests.conformance.repository import CaseView, Repository, decode, instant, same, unique
 
 _FILE = Path(__file__).parent / "vectors" / "conformance.json"
 CASES = json.loads(_FILE.read_text())["cases"]
@@ -24,7 +24,7 @@ def test_every_case_has_a_known_kind() -> None:
     assert len(OFFLINE) + len(ONLINE) == len(CASES)
 
 
-def _view(view: dict[str, Any], entity_rows: list[dict[str, Any]], rows: list[Any]) -> CaseView:
+def _view(view: dict[str, Any], rows: list[Any]) -> CaseView:
     mapping = view.get("rename_columns", {})
     back = {new: old for old, new in mapping.items()}
 
@@ -71,7 +71,7 @@ def _entity_table(case: dict[str, Any]) -> pa.Table:
 
 def _offline_store(case: dict[str, Any], folder: Path) -> Repository:
     repository = Repository(folder, "memory:")
-    views = [_view(view, case["entity_rows"], view["rows"]) for view in case["views"]]
+    views = [_view(view, view["rows"]) for view in case["views"]]
     repository.define(*views)
     for view, case_view in zip(case["views"], views, strict=True):
         rows = _source_rows(view, case_view, view["rows"])
@@ -134,12 +134,14 @@ class _Steps:
         self.repositories: dict[str, Repository] = {}
         rows = [r for s in case["steps"] if s["op"] == "append_source" for r in s["rows"]]
         self.rows = rows
+        self.suffix = unique("")
 
     def repository(self, step: dict[str, Any]) -> Repository:
         project = step.get("project", "vectors")
         if project not in self.repositories:
-            made = Repository(self.folder / project, self.url, project)
-            made.define(_view(self.case["view"], [], self.rows))
+            # "p" stays a suffix of "app".
+            made = Repository(self.folder / project, self.url, project + self.suffix)
+            made.define(_view(self.case["view"], self.rows))
             self.repositories[project] = made
         return self.repositories[project]
 
@@ -178,7 +180,7 @@ class _Steps:
     def read(self, step: dict[str, Any]) -> None:
         repository = self.repository(step)
         (key,) = self.case["view"]["join_keys"]
-        view = repository.views.get("v") or _view(self.case["view"], [], self.rows)
+        view = repository.views.get("v") or _view(self.case["view"], self.rows)
         references = [f"v:{name}" for name in view.features]
         arrow = pa.string() if view.join_keys[key] == "string" else pa.int64()
         keys = pa.table({key: pa.array(step["entities"], type=arrow)})

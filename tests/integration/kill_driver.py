@@ -1,9 +1,10 @@
 """Materializes a small repository and dies by SIGKILL at the n-th step, for every n.
 
-Run as a program: `python -m tests.integration.kill_driver every FOLDER ONLINE_URL`. Every call that the job
-makes to the outside (registry, tables, engine, online store) is a step; the process is killed right
-before it and, in another round, right after it. Then the job is started again, and what is in the
-table, in the online store and in the ledger is printed beside what a run that never died gives.
+Run as a program: `python -m tests.integration.kill_driver every FOLDER ONLINE_URL`. Every call that
+the job makes to the outside (registry, tables, engine, online store) is a step; the process is
+killed right before it and, in another round, right after it. Then the job is started again, and
+what is in the table, in the online store and in the ledger is compared with what a run that never
+died gives. A line is printed for each.
 Each attempt is a forked process of its own; this one only imports.
 """
 
@@ -14,13 +15,14 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import deltalake  # noqa: F401  (imported once, before the forks)
 import duckdb
 import lmdb  # noqa: F401
-import polars  # noqa: F401
+import polars  # noqa: F401, ICN001
 import pyarrow.parquet  # noqa: F401
 import redis  # noqa: F401
 import sqlalchemy  # noqa: F401
@@ -36,16 +38,17 @@ rides = FeatureView(
     name="rides",
     entities=[Entity(name="driver", join_keys=["driver"])],
     source=FileSource(name="rides_source", path="rides/*.parquet",
-                      event_timestamp="at", created_timestamp="seen"),
+                      event_timestamp="happened", created_timestamp="seen"),
     features=["fare", "note"],
 )
 """
+_EVENT = "TIMESTAMPTZ '2024-01-01 00:00:00+00' + INTERVAL (i) MINUTE"
 FILES = {
-    "first": "SELECT i % 7 AS driver, TIMESTAMPTZ '2024-01-01 00:00:00+00' + INTERVAL (i) MINUTE AS at,"
-    " at + INTERVAL 1 HOUR AS seen, i * 1.5 AS fare, 'a' || i AS note FROM range(200) t(i)",
+    "first": f"SELECT i % 7 AS driver, {_EVENT} AS happened, happened + INTERVAL 1 HOUR AS seen,"
+    " i * 1.5e0 AS fare, 'a' || i AS note FROM range(200) t(i)",
     # Late rows, corrections of the same events, and new events.
-    "second": "SELECT i % 9 AS driver, TIMESTAMPTZ '2024-01-01 00:00:00+00' + INTERVAL (i) MINUTE AS at,"
-    " at + INTERVAL 5 HOUR AS seen, i * 2.5 AS fare, 'b' || i AS note FROM range(100, 300) t(i)",
+    "second": f"SELECT i % 9 AS driver, {_EVENT} AS happened, happened + INTERVAL 5 HOUR AS seen,"
+    " i * 2.5e0 AS fare, 'b' || i AS note FROM range(100, 300) t(i)",
 }
 _STEPS = {
     "registry": ("save_run", "write_ledger", "save_snapshot", "publish"),
@@ -67,7 +70,13 @@ class Dying:
     """
 
     def __init__(
-        self, inner: Any, methods: tuple[str, ...], counter: list[int], at: int | None, *, after: bool
+        self,
+        inner: Any,
+        methods: tuple[str, ...],
+        counter: list[int],
+        at: int | None,
+        *,
+        after: bool,
     ) -> None:
         self._inner = inner
         self._methods = methods
@@ -135,9 +144,8 @@ def observe(folder: Path) -> dict[str, Any]:
         connection = duckdb.connect()
         connection.execute("SET TimeZone = 'UTC'")
         rows = connection.execute(
-            "SELECT driver, at::VARCHAR, seen::VARCHAR, fare, note FROM (SELECT driver,"
-            " event_timestamp AS at, created_timestamp AS seen, fare, note"
-            " FROM read_parquet(?, hive_partitioning = false)) ORDER BY ALL",
+            "SELECT driver, event_timestamp::VARCHAR, created_timestamp::VARCHAR, fare, note"
+            " FROM read_parquet(?, hive_partitioning = false) ORDER BY ALL",
             [files],
         ).fetchall()
         connection.close()
@@ -168,6 +176,8 @@ def forked(call: Any) -> tuple[int, Any]:
             with os.fdopen(write_end, "w") as pipe:
                 pipe.write(result)
             code = 0
+        except BaseException:  # noqa: BLE001  (the parent reads it from our standard error)
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.close(write_end)
@@ -177,13 +187,19 @@ def forked(call: Any) -> tuple[int, Any]:
     return status, json.loads(text) if text else None
 
 
+def make_ready(folder: Path, url: str, project: str, stage: str) -> None:
+    """Write a repository that is about to have its first or its second run."""
+    prepare(folder, url, project)
+    if stage == "second":
+        run(folder)
+        add_file(folder, "second")
+
+
 def main(base: Path, url: str) -> int:
     """Print one JSON line for each step; return 0 when all ends were the same."""
-    template = base / "template"
-    forked(lambda: prepare(template, url, "never_killed"))
     wrong = 0
     calm = base / "calm"
-    shutil.copytree(template, calm)
+    forked(lambda: prepare(calm, url, "never_killed"))
     _, steps = forked(lambda: run(calm))
     _, first_truth = forked(lambda: observe(calm))
     forked(lambda: add_file(calm, "second"))
@@ -194,18 +210,20 @@ def main(base: Path, url: str) -> int:
             for after in (False, True):
                 folder = base / f"{stage}-{step}-{after}"
                 project = f"killed_{stage}_{step}_{int(after)}"
-                forked(lambda f=folder, p=project: prepare(f, url, p))
-                if stage == "second":
-                    forked(lambda f=folder: run(f))
-                    forked(lambda f=folder: add_file(f, "second"))
-                status, _ = forked(lambda f=folder, s=step, a=after: run(f, s, after=a))
+                forked(lambda f=folder, p=project, s=stage: make_ready(f, url, p, s))
+                status, _ = forked(lambda f=folder, n=step, a=after: run(f, n, after=a))
                 killed = os.WIFSIGNALED(status)
-                status, _ = forked(lambda f=folder: run(f))
-                _, found = forked(lambda f=folder: observe(f))
+                status, found = forked(lambda f=folder: (run(f), observe(f))[1])
                 expected = first_truth if stage == "first" else truth
                 same = found == expected
                 wrong += not (same and killed and status == 0)
-                line = {"stage": stage, "step": step, "after": after, "killed": killed, "same": same}
+                line = {
+                    "stage": stage,
+                    "step": step,
+                    "after": after,
+                    "killed": killed,
+                    "same": same,
+                }
                 sys.stdout.write(json.dumps(line) + "\n")
                 shutil.rmtree(folder)
     return 1 if wrong else 0

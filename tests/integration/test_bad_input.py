@@ -39,16 +39,18 @@ from datetime import timedelta
 from featurestore import (Entity, FeatureService, FeatureView, Field, FileSource, RequestSource,
                           on_demand_feature_view)
 user = Entity(name="user", join_keys=["user"])
-clicks = FileSource(name="clicks", path="clicks.parquet", event_timestamp="at")
+clicks = FileSource(name="clicks", path="clicks.parquet", event_timestamp="happened")
 """
-VIEW = 'user_clicks = FeatureView(name="user_clicks", entities=[user], source=clicks, features=["n"])'
+VIEW = (
+    'user_clicks = FeatureView(name="user_clicks", entities=[user], source=clicks, features=["n"])'
+)
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def write_clicks(path: Path, rows: int = 3, **columns: Any) -> None:
     data = {
         "user": list(range(rows)),
-        "at": [DAY + timedelta(hours=n) for n in range(rows)],
+        "happened": [DAY + timedelta(hours=n) for n in range(rows)],
         "n": [n * 10 for n in range(rows)],
         **columns,
     }
@@ -92,7 +94,7 @@ def test_missing_file(folder: Path) -> None:
 
 def test_wrong_column(folder: Path) -> None:
     define(folder, VIEW.replace('["n"]', '["m"]'))
-    refused(folder, SourceSchemaError, "'m'", "definitions/views.py", "at, n, user")
+    refused(folder, SourceSchemaError, "'m'", "definitions/views.py", "happened, n, user")
 
 
 def test_type_mismatch(folder: Path) -> None:
@@ -101,7 +103,9 @@ def test_type_mismatch(folder: Path) -> None:
 
 
 def test_unknown_timezone(folder: Path) -> None:
-    source = HEAD.replace('event_timestamp="at"', 'event_timestamp="at", timezone="America/NewYork"')
+    source = HEAD.replace(
+        'event_timestamp="happened"', 'event_timestamp="happened", timezone="America/NewYork"'
+    )
     (folder / "definitions" / "views.py").write_text(source + VIEW, encoding="utf-8")
     refused(folder, DefinitionError, "America/New_York", "definitions/views.py:6")
 
@@ -135,9 +139,9 @@ def test_empty_source(folder: Path) -> None:
         assert report.rows_written == 0
         assert store.get_online_features(["user_clicks:n"], {"user": [1]}).to_dict()["n"] == [None]
         rows = pa.table({"user": [1], "event_timestamp": [DAY]})
-        assert store.get_historical_features(rows, ["user_clicks:n"]).to_arrow()["n"].to_pylist() == [
-            None
-        ]
+        assert store.get_historical_features(rows, ["user_clicks:n"]).to_arrow()[
+            "n"
+        ].to_pylist() == [None]
 
 
 def test_corrupt_parquet_pages(folder: Path) -> None:
@@ -192,13 +196,14 @@ def test_full_disk(folder: Path) -> None:
 
 def test_folder_that_cannot_be_written(folder: Path) -> None:
     """A file stands where the tables' folder would be: not even root can write there."""
-    (folder / "data").mkdir()
-    (folder / "data" / "offline").write_text("in the way", encoding="utf-8")
+    blocker = folder / "data" / "offline" / "bad_days"
+    blocker.parent.mkdir(parents=True)
+    blocker.write_text("in the way", encoding="utf-8")
     with FeatureStore(folder) as store:
         store.apply()
         with pytest.raises(StorageError, match=r"cannot be"):
             store.materialize_incremental()
-        (folder / "data" / "offline").unlink()
+        blocker.unlink()
         assert store.materialize_incremental().rows_written == 3
 
 
@@ -264,17 +269,17 @@ def test_registry_locked_by_another_process(folder: Path) -> None:
 
 
 def test_sigint_in_mid_job(folder: Path) -> None:
-    """The first Ctrl-C stops the statement that runs; the run is recorded as failed; a rerun is whole."""
+    """Ctrl-C stops the statement that runs; the run is recorded as failed; a rerun is whole."""
     slow = HEAD.replace(
         'path="clicks.parquet"',
-        'query="SELECT a.user, a.at + to_microseconds(b.range) AS at, a.n FROM'
+        'query="SELECT a.user, a.happened + to_microseconds(b.range) AS happened, a.n FROM'
         " 'clicks.parquet' a, range(20000000) b ORDER BY sin(b.range)\"",
     )
     (folder / "definitions" / "views.py").write_text(slow + VIEW, encoding="utf-8")
     with FeatureStore(folder) as store:
         store.apply()
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "featurestore", "--repo", str(folder), "materialize-incremental"],
+        [sys.executable, "-m", "featurestore.cli", "--repo", str(folder), "materialize-incremental"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,4 +1,4 @@
-"""Law M2 with real SIGKILLs: whatever moment a job dies at, running it again gives the same state."""
+"""Law M2 with real SIGKILLs: whenever a job dies, running it again gives the same state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featurestore.clock import SystemClock
 _SEED = 20130101
 _RANDOM_KILLS = 15
 _TIMEOUT = 300
-_MIN_STEPS = 40
+_MIN_STEPS = 30
 
 
 def _drive(*arguments: object) -> subprocess.CompletedProcess[str]:

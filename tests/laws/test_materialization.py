@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,15 @@ def _online(store: FeatureStore, *keys: int) -> list[Any]:
 
 
 def _table(store: FeatureStore) -> list[tuple[Any, ...]]:
-    files = [f.path for f in store.services.tables.snapshot(table_id(store.project, _plan(store))).files]
+    snapshot = store.services.tables.snapshot(table_id(store.project, _plan(store)))
+    files = [file.path for file in snapshot.files]
     if not files:
         return []
     names = ", ".join(f"'{name}'" for name in files)
     with store.services.engine.session() as session:  # type: ignore[attr-defined]
         table = session.fetch(
-            f"SELECT k, event_timestamp, x FROM read_parquet([{names}], hive_partitioning = false) ORDER BY ALL"
+            "SELECT k, event_timestamp, x"
+            f" FROM read_parquet([{names}], hive_partitioning = false) ORDER BY ALL"
         )
     return [tuple(row.values()) for row in table.to_pylist()]
 
@@ -70,7 +73,9 @@ def _table(store: FeatureStore) -> list[tuple[Any, ...]]:
 # M1 ------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.sampled_from("abc")), max_size=12))
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.sampled_from("abc")), max_size=12)
+)
 @settings(deadline=None, max_examples=200)
 def test_m1_the_ledger_has_neither_gap_nor_overlap(steps: list[tuple[int, int, str]]) -> None:
     entries: tuple[LedgerEntry, ...] = ()
@@ -81,7 +86,7 @@ def test_m1_the_ledger_has_neither_gap_nor_overlap(steps: list[tuple[int, int, s
     told = {t: entry.snapshot for entry in entries for t in range(entry.start, entry.end)}
     assert told == newest
     assert sum(entry.end - entry.start for entry in entries) == len(newest)
-    for left, right in zip(entries, entries[1:], strict=False):
+    for left, right in pairwise(entries):
         assert left.end <= right.start
         assert left.end < right.start or left.snapshot != right.snapshot
 
@@ -256,7 +261,9 @@ def test_rows_dated_ahead_go_online_when_their_time_has_come(tmp_path: Path) -> 
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from("AB"), st.integers(0, 12), st.integers(1, 4)), min_size=1, max_size=8
+        st.tuples(st.sampled_from("AB"), st.integers(0, 12), st.integers(1, 4)),
+        min_size=1,
+        max_size=8,
     ),
     st.integers(0, 14),
 )
@@ -279,11 +286,15 @@ def test_m6_an_incremental_run_reads_exactly_what_is_missing(
     files = tuple(SourceFile(name, token) for name, token in now.items())
     reads = intervals.reads_of_new(SourceListing(files, ""), entries, snapshots, end)
     read = {
-        (name, i) for names, wanted in reads for name in names for w in wanted for i in range(max(0, w.start), w.end)
+        (name, i)
+        for names, wanted in reads
+        for name in names
+        for w in wanted
+        for i in range(max(0, w.start), w.end)
     }
     missing = {(f, i) for f, t in now.items() for i in range(end) if (f, t, i) not in seen}
-    # What was read from this very version of the file before need not be read again, but an interval
-    # that was read later from another listing may be: never less than what is missing.
+    # What was read from this very version of the file need not be read again, but an interval that
+    # was read later from another listing may be: never less than what is missing.
     assert missing <= read
     assert all(union(wanted) == difference(wanted, []) for _, wanted in reads)
 

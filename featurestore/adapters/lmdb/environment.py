@@ -1,7 +1,7 @@
 """An LMDB file as one process has it open: shared, grown and locked.
 
 LMDB lets a process open a file once, waits for its write lock without end, must not change its
-memory map under a transaction, and does not survive a fork. So all stores of a process that name one
+memory map under a transaction, and does not survive a fork. So all stores of a process that name a
 folder share an environment; a lock file of ours stands before LMDB's own; two locks keep the map
 whole; and a forked child opens the file anew.
 """
@@ -11,20 +11,20 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 
 from featurestore.adapters.lmdb.failures import busy, folder_error, translate
 from featurestore.clock import Clock
 
-REMAP_ERRORS = (lmdb.MapFullError, lmdb.MapResizedError)
-
 _MAX_READERS = 1024
 _POLL_SECONDS = 0.001
+
+_T = TypeVar("_T")
 
 _shared: dict[str, Environment] = {}
 _sharing = threading.Lock()
@@ -35,55 +35,86 @@ class Environment:
 
     Locks are taken in this order, any of them left out: `write_lock`, `exclusive`, `gate`. Each
     read holds `gate`, so that one reader slot serves the whole process and is kept; a write holds
-    the first two. Only who holds `exclusive` may take `gate` to change the map.
+    the first two; who changes the map holds the last two. The driver's object is touched under
+    these locks only, and no frame outlives them that refers to it: a forked child could not open
+    the file again while somebody remembers the parent's.
 
-    Attributes:
+    Args:
         path: The folder.
-        gate: Held by each read, and while the map changes.
+        map_size: Bytes of address space to begin with.
     """
 
     def __init__(self, path: Path, map_size: int) -> None:
         self.path = path
-        self.gate = threading.Lock()
         self.users = 0
-        self._exclusive = threading.Lock()
         self._map_size = map_size
+        self._gate = threading.Lock()
+        self._exclusive = threading.Lock()
         self._env: Any = None
         self._lock_files: set[int] = set()
 
-    @property
     def handle(self) -> Any:
-        """The driver's object. Not to be asked for under a lock."""
-        if self._env is None:
-            with _sharing:
-                self.open()
-        return self._env
-
-    def open(self) -> None:
-        """Open the file if it is not, under the lock of the shared environments.
+        """Return the driver's object, opened.
 
         Raises:
-            StorageError: It cannot be made or written, or is no LMDB file.
+            StorageError: The file cannot be made or written, or is no LMDB file.
         """
-        if self._env is not None:
-            return
-        try:
-            env = lmdb.open(
-                str(self.path), map_size=self._map_size, max_readers=_MAX_READERS, max_spare_txns=1
-            )
-            env.reader_check()
-        except OSError as error:
-            raise folder_error(self.path, error) from error
-        except lmdb.Error as error:
-            raise translate(error, self.path) from error
-        self._env = env
+        with self._gate:
+            return self._opened()
 
     def close(self) -> None:
         """Close the file once nobody reads or writes."""
-        with self._exclusive, self.gate:
+        with self._exclusive, self._gate:
             if self._env is not None:
                 self._env.close()
                 self._env = None
+
+    def read(self, work: Callable[[Any], _T], timeout: float) -> _T:
+        """Return what `work` makes of a read transaction.
+
+        Args:
+            work: Called again if the map had to change.
+            timeout: Seconds to wait at most when another process has grown the file.
+
+        Raises:
+            StorageError: The file is damaged.
+            OnlineStoreUnavailableError: More processes read than the file has slots for.
+        """
+        try:
+            try:
+                with self._gate:
+                    return self._transact(work, write=False)
+            except (lmdb.MapResizedError, lmdb.ReadersFullError) as error:
+                with self.exclusive(timeout):
+                    self._mend(error)
+                with self._gate:
+                    return self._transact(work, write=False)
+        except lmdb.Error as error:
+            raise translate(error, self.path) from error.with_traceback(None)
+
+    def write(self, work: Callable[[Any], _T], timeout: float, clock: Clock) -> _T:
+        """Return what `work` makes of a write transaction that was committed and is on disk.
+
+        Args:
+            work: Called again if the map had to grow.
+            timeout: Seconds to wait for other writers.
+            clock: Measures them.
+
+        Raises:
+            OnlineStoreUnavailableError: Other writers did not end in time.
+            StorageError: The disk is full, or the file read-only or damaged; nothing was changed.
+        """
+        with self.write_lock(timeout, clock), self.exclusive(timeout):
+            try:
+                # A reader that was killed would keep old pages from being used again.
+                self.handle().reader_check()
+                while True:
+                    try:
+                        return self._transact(work, write=True)
+                    except (lmdb.MapFullError, lmdb.MapResizedError) as error:
+                        self._mend(error)
+            except lmdb.Error as error:
+                raise translate(error, self.path) from error.with_traceback(None)
 
     @contextmanager
     def exclusive(self, timeout: float) -> Iterator[None]:
@@ -119,29 +150,10 @@ class Environment:
             self._lock_files.discard(lock_file)
             os.close(lock_file)
 
-    def mend(self, error: Exception, timeout: float = 0) -> None:
-        """Make room after an error that says there is none.
-
-        Args:
-            error: A full map is doubled, one that another process grew is taken over, and slots of
-                readers that are dead are freed.
-            timeout: Seconds to wait for `exclusive`; 0 when it is held already.
-        """
-        env = self.handle
-        if isinstance(error, lmdb.ReadersFullError):
-            env.reader_check()
-            return
-        grown = isinstance(error, lmdb.MapFullError)
-        with ExitStack() as stack:
-            if timeout:
-                stack.enter_context(self.exclusive(timeout))
-            stack.enter_context(self.gate)
-            env.set_mapsize(2 * env.info()["map_size"] if grown else 0)
-
     def hold(self, stack: ExitStack) -> None:
         """Hold the locks of this process until the stack closes: no transaction is open then."""
         stack.enter_context(self._exclusive)
-        stack.enter_context(self.gate)
+        stack.enter_context(self._gate)
 
     def disown(self) -> None:
         """Let go of what belongs to the parent process, in a forked child."""
@@ -151,6 +163,36 @@ class Environment:
         for lock_file in self._lock_files:
             os.close(lock_file)
         self._lock_files.clear()
+
+    def _opened(self) -> Any:
+        if self._env is not None:
+            return self._env
+        try:
+            env = lmdb.open(
+                str(self.path), map_size=self._map_size, max_readers=_MAX_READERS, max_spare_txns=1
+            )
+            env.reader_check()
+        except OSError as error:
+            raise folder_error(self.path, error) from error
+        except lmdb.Error as error:
+            raise translate(error, self.path) from error.with_traceback(None)
+        self._env = env
+        return env
+
+    def _transact(self, work: Callable[[Any], _T], *, write: bool) -> _T:
+        # A function of its own, so that its frame is gone before the caller lets go of its locks.
+        with self._opened().begin(write=write) as txn:
+            return work(txn)
+
+    def _mend(self, error: Exception) -> None:
+        """Double a full map, take over one that was grown, or free slots. Needs `exclusive`."""
+        with self._gate:
+            if isinstance(error, lmdb.ReadersFullError):
+                self._opened().reader_check()
+            elif isinstance(error, lmdb.MapFullError):
+                self._opened().set_mapsize(2 * self._opened().info()["map_size"])
+            else:
+                self._opened().set_mapsize(0)
 
     def _wait_for(self, lock_file: int, timeout: float, clock: Clock) -> None:
         pause = threading.Event()
@@ -181,7 +223,7 @@ def acquire(path: Path, map_size: int) -> Environment:
         raise folder_error(path, error) from error
     with _sharing:
         environment = _shared.get(str(path)) or Environment(path, map_size)
-        environment.open()
+        environment.handle()
         environment.users += 1
         _shared[str(path)] = environment
     return environment

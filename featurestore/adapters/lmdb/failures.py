@@ -18,12 +18,14 @@ _DAMAGED = (
     lmdb.IncompatibleError,
     lmdb.BadTxnError,
 )
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM}
 
 
 def translate(error: lmdb.Error, path: Path) -> FeatureStoreError:
     """Return our error for one of LMDB's."""
     where, got = str(path), " ".join(str(error).split())
+    code = getattr(error, "code", 0)
     if isinstance(error, lmdb.ReadersFullError):
         return OnlineStoreUnavailableError(
             "Too many processes read the online store.",
@@ -39,27 +41,33 @@ def translate(error: lmdb.Error, path: Path) -> FeatureStoreError:
             hint="Move the folder away and materialize again: the offline tables hold all rows.",
         )
     no_room = (lmdb.MapFullError, lmdb.DiskError, lmdb.MemoryError)
-    if isinstance(error, no_room) or getattr(error, "code", 0) in _NO_ROOM:
+    if isinstance(error, no_room) or code in _NO_ROOM:
         return StorageError(
             "The online store finds no room.",
             where=where,
             got=got,
             hint="Free space on its disk and write again; what was stored before is kept.",
         )
+    if isinstance(error, lmdb.ReadonlyError) or code in _NOT_ALLOWED:
+        return _unusable(where, got)
     return StorageError(
         "The online store cannot be read or written.",
         where=where,
         got=got,
-        hint="Check the folder, its permissions and its disk.",
+        hint="Check the folder and its disk.",
     )
 
 
 def folder_error(path: Path, error: OSError) -> StorageError:
     """Return our error for a folder that cannot be made or opened."""
+    return _unusable(str(path), error.strerror or str(error))
+
+
+def _unusable(where: str, got: str) -> StorageError:
     return StorageError(
         "The folder of the online store cannot be used.",
-        where=str(path),
-        got=error.strerror or str(error),
+        where=where,
+        got=got,
         allowed="a folder on a local disk that may be written",
         hint="Correct the folder or its permissions, or point [online] url elsewhere.",
     )

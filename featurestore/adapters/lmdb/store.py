@@ -16,10 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import lmdb
-
-from featurestore.adapters.lmdb.environment import REMAP_ERRORS, acquire, release
-from featurestore.adapters.lmdb.failures import translate
+from featurestore.adapters.lmdb.environment import Environment, acquire, release
 from featurestore.clock import Clock, SystemClock
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.ports.online_laws import newest_per_key
@@ -147,39 +144,12 @@ class LmdbOnlineStore:
             release(self._environment)
 
     def _reading(self, work: Callable[[Any], _T]) -> _T:
-        environment = self._open_environment()
-        env = environment.handle
-        try:
-            try:
-                with environment.gate, env.begin() as txn:
-                    return work(txn)
-            except (lmdb.MapResizedError, lmdb.ReadersFullError) as error:
-                environment.mend(error, self._timeout)
-                with environment.gate, env.begin() as txn:
-                    return work(txn)
-        except lmdb.Error as error:
-            raise translate(error, environment.path) from error
+        return self._open_environment().read(work, self._timeout)
 
     def _writing(self, work: Callable[[Any], _T]) -> _T:
-        environment = self._open_environment()
-        env = environment.handle
-        with (
-            environment.write_lock(self._timeout, self._clock),
-            environment.exclusive(self._timeout),
-        ):
-            try:
-                # A reader that was killed would keep old pages from being used again.
-                env.reader_check()
-                while True:
-                    try:
-                        with env.begin(write=True) as txn:
-                            return work(txn)
-                    except REMAP_ERRORS as error:
-                        environment.mend(error)
-            except lmdb.Error as error:
-                raise translate(error, environment.path) from error
+        return self._open_environment().write(work, self._timeout, self._clock)
 
-    def _open_environment(self) -> Any:
+    def _open_environment(self) -> Environment:
         if self._closed:
             raise OnlineStoreUnavailableError(
                 "The online store was closed.",

@@ -1,0 +1,87 @@
+"""Arrow arrays as arrays of a declared type, where nothing is lost by it.
+
+The same rules hold for join keys, for the fields of a request and for what on-demand functions
+return: text is never read as a number, nor a number as an instant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from featurestore import dtypes
+from featurestore.dtypes import DType
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_NUMBERS = frozenset({"int32", "int64", "float32", "float64"})
+
+
+def lossless(array: pa.Array, dtype: DType, *, rounding: bool = False) -> pa.Array | None:
+    """Return an array as one of a declared type, None where a value would change or does not fit.
+
+    Integers fit floats that hold them exactly, whole floats fit integers, any text and binary
+    layout fits string and bytes, instants of any unit and zone fit timestamp when no part of a
+    microsecond is lost, and lists fit a vector of their common length.
+
+    Args:
+        array: Any Arrow array.
+        dtype: The declared type.
+        rounding: Whether float64 values may be rounded to the nearest float32.
+    """
+    import pyarrow as pa
+
+    target = dtype.arrow
+    if array.type == target:
+        return array if _whole_vectors(array, dtype) else None
+    if array.null_count == len(array):
+        return pa.nulls(len(array), target)
+    if not _fits(array.type, dtype, rounding=rounding):
+        return None
+    try:
+        converted = array.cast(target)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+    if rounding and dtype.scalar == "float32" and _overflows(array, converted):
+        return None
+    return converted if _whole_vectors(converted, dtype) else None
+
+
+def _fits(source: pa.DataType, dtype: DType, *, rounding: bool) -> bool:
+    """Whether values of an Arrow type may be of a declared type; a safe cast tells if all are."""
+    import pyarrow as pa
+
+    if pa.types.is_uint64(source):
+        return not dtype.container and dtype.scalar in _NUMBERS
+    if isinstance(source, pa.ListViewType):
+        # Arrow's cast of list views loses items.
+        return False
+    if dtype.container and pa.types.is_nested(source) and pa.types.is_null(source.value_type):
+        return True
+    held = dtypes.from_arrow(source)
+    if held is None or bool(held.container) != bool(dtype.container):
+        return False
+    if dtype.container == "vector" and held.length not in {0, dtype.length}:
+        return False
+    return _scalar_fits(held.scalar, dtype.scalar, rounding=rounding)
+
+
+def _scalar_fits(held: str, declared: str, *, rounding: bool) -> bool:
+    if (held, declared) == ("float64", "float32"):
+        return rounding
+    return held == declared or (held in _NUMBERS and declared in _NUMBERS)
+
+
+def _whole_vectors(array: pa.Array, dtype: DType) -> bool:
+    return dtype.container != "vector" or array.flatten().null_count == 0
+
+
+def _overflows(array: pa.Array, converted: pa.Array) -> bool:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    while pa.types.is_nested(array.type):
+        array, converted = array.flatten(), converted.flatten()
+    if not pa.types.is_floating(array.type):
+        return False
+    return bool(pc.any(pc.and_(pc.is_inf(converted), pc.invert(pc.is_inf(array)))).as_py())

@@ -1,0 +1,111 @@
+"""Errors over gRPC, both ways: a status for every class, and the whole error in trailing metadata.
+
+The caller gets back the class that the server raised, with what, where, got, allowed and hint. What
+the server did not raise on purpose is told by its status alone.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import grpc
+
+from featurestore import errors
+from featurestore.errors import FeatureStoreError
+
+METADATA_KEY = "featurestore-error-bin"
+_PARTS = ("what", "where", "got", "allowed", "hint")
+# Clients refuse more than 8 KiB of metadata in all, and binary metadata may travel as base64.
+_LONGEST_PART = 900
+
+# The first class that fits decides.
+_CODES: tuple[tuple[type[FeatureStoreError], grpc.StatusCode], ...] = (
+    (errors.FeatureNotFoundError, grpc.StatusCode.NOT_FOUND),
+    (errors.AsOfBeforeRowError, grpc.StatusCode.OUT_OF_RANGE),
+    (errors.RequestError, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.NotMaterializedError, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.DefinitionError, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.DataError, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.DeadlineExceededError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
+    (errors.ConflictError, grpc.StatusCode.ABORTED),
+)
+_CLASSES = {
+    name: cls
+    for name, cls in vars(errors).items()
+    if isinstance(cls, type) and issubclass(cls, FeatureStoreError)
+}
+
+
+def code_of(error: FeatureStoreError) -> grpc.StatusCode:
+    """Return the status that tells an error; INTERNAL for what is the server's own trouble."""
+    return next((code for cls, code in _CODES if isinstance(error, cls)), grpc.StatusCode.INTERNAL)
+
+
+def metadata_of(error: FeatureStoreError) -> tuple[tuple[str, bytes], ...]:
+    """Return the trailing metadata that carries an error."""
+    known = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _CLASSES)
+    parts = {part: _shortened(getattr(error, part)) for part in _PARTS}
+    return ((METADATA_KEY, json.dumps({"class": known, **parts}).encode()),)
+
+
+def error_of(failure: Any, address: str) -> FeatureStoreError:
+    """Return the error that a failed call stands for.
+
+    Args:
+        failure: The `grpc.RpcError` of a call.
+        address: The server's address, for errors of the way there.
+    """
+    for key, value in failure.trailing_metadata() or ():
+        if key == METADATA_KEY:
+            carried = _carried(value)
+            if carried is not None:
+                return carried
+    return _by_status(failure.code(), failure.details() or "", address)
+
+
+def _carried(value: Any) -> FeatureStoreError | None:
+    try:
+        parts = json.loads(value)
+        cls = _CLASSES.get(parts["class"], FeatureStoreError)
+        return cls(parts["what"], **{part: parts.get(part) for part in _PARTS[1:]})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _by_status(code: grpc.StatusCode, details: str, address: str) -> FeatureStoreError:
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return errors.DeadlineExceededError(
+            f"The feature server at {address} did not answer before the deadline.",
+            where=address,
+            hint="Give it more time with timeout=, or look at the server.",
+        )
+    if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
+        return errors.UnavailableError(
+            f"The feature server at {address} cannot be reached.",
+            where=address,
+            got=details or None,
+            hint="Is it running ('featurestore serve'), and is this its address?",
+        )
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return FeatureStoreError(
+            f"The server at {address} does not serve features.", where=address, got=details
+        )
+    if code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
+        return errors.AuthenticationError(
+            f"The feature server at {address} refused the call.", where=address, got=details
+        )
+    if code in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}:
+        return errors.RequestError(
+            f"The feature server at {address} refused the request.", where=address, got=details
+        )
+    return FeatureStoreError(
+        f"The feature server at {address} failed.", where=address, got=f"{code.name}: {details}"
+    )
+
+
+def _shortened(text: str | None) -> str | None:
+    if text is None or len(text.encode()) <= _LONGEST_PART:
+        return text
+    return text.encode()[:_LONGEST_PART].decode(errors="ignore") + "..."

@@ -1,0 +1,105 @@
+"""Every online store passes one suite, and walks beside the model wherever Hypothesis leads it."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from featurestore.adapters.lmdb import LmdbOnlineStore
+from featurestore.adapters.memory_online import MemoryOnlineStore
+from featurestore.adapters.redis import RedisOnlineStore
+from featurestore.ports.online import OnlineStore
+from featurestore.testing.online import OnlineStoreSuite
+from featurestore.testing.online_machine import online_store_machine
+from featurestore.testing.valkey import ValkeyCluster, ValkeyServer
+
+MACHINE = settings(
+    max_examples=30,
+    stateful_step_count=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+class Conformance(OnlineStoreSuite):
+    def test_it_walks_beside_the_model(self, store: OnlineStore) -> None:
+        run_state_machine_as_test(online_store_machine(lambda: store), settings=MACHINE)
+
+
+class TestMemory(Conformance):
+    @pytest.fixture
+    def store(self) -> Iterator[OnlineStore]:
+        store = MemoryOnlineStore()
+        yield store
+        store.close()
+
+    def raw_items(self, store: OnlineStore) -> Mapping[bytes, bytes]:
+        assert isinstance(store, MemoryOnlineStore)
+        return dict(store._rows)
+
+    def raw_put(self, store: OnlineStore, items: Mapping[bytes, bytes]) -> None:
+        assert isinstance(store, MemoryOnlineStore)
+        store._rows.update(items)
+
+
+class TestLmdb(Conformance):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Iterator[OnlineStore]:
+        store = LmdbOnlineStore(tmp_path / "online", batch=1_000)
+        yield store
+        store.close()
+
+    def raw_items(self, store: OnlineStore) -> Mapping[bytes, bytes]:
+        assert isinstance(store, LmdbOnlineStore)
+        with store._environment.handle().begin() as txn:
+            return dict(txn.cursor())
+
+    def raw_put(self, store: OnlineStore, items: Mapping[bytes, bytes]) -> None:
+        assert isinstance(store, LmdbOnlineStore)
+        with store._environment.handle().begin(write=True) as txn:
+            txn.cursor().putmulti(list(items.items()))
+
+
+class OverRedis(Conformance):
+    raw: Any
+
+    def raw_items(self, store: OnlineStore) -> Mapping[bytes, bytes]:  # noqa: ARG002
+        keys = list(self.raw.scan_iter(count=1_000))
+        pipeline = self.raw.pipeline(transaction=False)
+        for key in keys:
+            pipeline.get(key)
+        return dict(zip(keys, pipeline.execute(), strict=True))
+
+    def raw_put(self, store: OnlineStore, items: Mapping[bytes, bytes]) -> None:  # noqa: ARG002
+        for key, value in items.items():
+            self.raw.set(key, value)
+
+
+class TestRedis(OverRedis):
+    @pytest.fixture
+    def store(self, valkey: ValkeyServer) -> Iterator[OnlineStore]:
+        from redis import Redis
+
+        store = RedisOnlineStore.from_url(valkey.url, timeout=10)
+        with Redis.from_url(valkey.url) as self.raw:
+            before = set(self.raw.scan_iter(count=1_000))
+            yield store
+            for key in set(self.raw.scan_iter(count=1_000)) - before:
+                self.raw.unlink(key)
+        store.close()
+
+
+class TestRedisCluster(OverRedis):
+    @pytest.fixture
+    def store(self, valkey_cluster: ValkeyCluster) -> Iterator[OnlineStore]:
+        from redis import RedisCluster
+
+        store = RedisOnlineStore.from_url(valkey_cluster.url, timeout=10)
+        with RedisCluster(host="127.0.0.1", port=valkey_cluster.nodes[0].port) as self.raw:
+            yield store
+        store.close()
+        for node in valkey_cluster.nodes:
+            node.command("FLUSHALL")
