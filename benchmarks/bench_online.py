@@ -108,7 +108,7 @@ def _feast(
 
 
 def _memory(sizes: Sizes) -> Table:
-    rows = sizes.pick(5_000, 50_000)
+    rows = sizes.pick(50_000, 200_000)
     table = Table(
         f"Memory in Valkey: {rows:,} entities x {_MEMORY_FEATURES} float32 features",
         ["layout", "bytes an entity", "bytes a feature", "bar", "reached"],

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -176,12 +177,10 @@ def peer(python: str, command: str, **arguments: Any) -> dict[str, Any]:
 
 
 def _run(command: list[str], arguments: dict[str, Any]) -> dict[str, Any]:
-    # The peer must not find our package, nor a virtual environment other than its own.
-    environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
     done = subprocess.run(  # noqa: S603
         command,
         cwd=ROOT,
-        env=environment,
+        env=clean_environment(),
         input=json.dumps(arguments),
         capture_output=True,
         text=True,
@@ -191,6 +190,11 @@ def _run(command: list[str], arguments: dict[str, Any]) -> dict[str, Any]:
         raise RuntimeError(f"{command[:4]} failed:\n{done.stderr[-4000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the variables without those by which a peer could find our packages."""
+    return {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
 
 
 def peak_rss(pid: int | str = "self") -> int:
@@ -207,6 +211,12 @@ def cpu_seconds(pid: int) -> float:
         fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def children_cpu() -> float:
+    """Return the processor time of all children of this process that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _children(pid: int) -> list[int]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from featurestore import OnlineResponse
 
-_SHOWN = 5
+SHOWN = 5
+"""How many differences are worth printing."""
 _FLOATS = {"float": "<f", "double": "<d"}
 
 
@@ -37,10 +38,6 @@ class Comparison:
     compared: int = 0
     differences: list[str] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
-
-    def shown(self) -> list[str]:
-        """Return the first differences."""
-        return self.differences[:_SHOWN]
 
 
 def compare(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from featurestore import FeatureStore, OnlineClient
@@ -22,6 +23,20 @@ from featurestore.errors import UnavailableError
 from featurestore.wiring import load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+FLIGHTS = "'definitions/data/flights.parquet'"
+SERVICE = "departure_delay"
+# The views that the service joins, by the names under which it does.
+VIEWS = {
+    "origin_weather": "origin_weather",
+    "origin_airport": "airport_facts",
+    "destination_airport": "airport_facts",
+    "aircraft_facts": "aircraft_facts",
+    "aircraft_last_departure": "aircraft_last_departure",
+    "route_last_flight": "route_last_flight",
+    "day_plan": "day_plan",
+}
+BEGINNING = datetime(2013, 1, 1, tzinfo=UTC)
+END = datetime(2014, 1, 2, tzinfo=UTC)
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.padding import Padding
 from rich.table import Table
@@ -10,9 +14,11 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.console import Console
 
+_INDENT = 3
+
 
 class Story:
-    """Prints what happens, and how long it took.
+    """Prints what happens.
 
     Args:
         console: Where to.
@@ -28,17 +34,39 @@ class Story:
         self.console.print(f"\n[bold]{self._step}. {title}[/bold]")
 
     def say(self, text: str) -> None:
-        """Print a line."""
-        self.console.print(f"   {text}")
+        """Print a paragraph, indented."""
+        self.console.print(Padding(text, (0, 0, 0, _INDENT)))
 
-    def table(self, *columns: str) -> Table:
-        """Return an empty table; columns that begin with ">" are aligned to the right."""
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table; columns that begin with ">" are aligned to the right."""
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for name in columns:
             right = name.startswith(">")
             table.add_column(name.removeprefix(">"), justify="right" if right else "left")
-        return table
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(Padding(table, (0, 0, 0, _INDENT), expand=False))
 
-    def show(self, table: Table) -> None:
-        """Print a table, indented."""
-        self.console.print(Padding(table, (0, 0, 0, 3)))
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Callable[[str, str], None]]:
+        """Show on a terminal what a job does, with the seconds it takes; give what to tell."""
+        if not self.console.is_terminal:
+            yield lambda *_: None
+            return
+        with self.console.status("materializing") as status:
+            yield lambda view, stage: status.update(f"{view}: {stage}")
+
+
+def text(value: Any) -> str:
+    """Return a value as a cell of a table."""
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return "-" if value is None else str(value)
+
+
+def megabytes(folder: Path) -> str:
+    """Return the size of a folder's files."""
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{size / 1e6:.1f} MB"

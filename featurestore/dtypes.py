@@ -105,13 +105,12 @@ class DType:
 
     @property
     def duckdb(self) -> str:
-        """The DuckDB type."""
+        """The DuckDB type. A vector is a list there, its length checked when rows are staged.
+
+        DuckDB 2.0 fails to join or count rows that hold a null of its own fixed-length type.
+        """
         base = _DUCKDB[self.scalar]
-        if self.container == "list":
-            return f"{base}[]"
-        if self.container == "vector":
-            return f"{base}[{self.length}]"
-        return base
+        return f"{base}[]" if self.container else base
 
     @property
     def arrow(self) -> pa.DataType:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -25,14 +25,18 @@ _SHAPES = {
 }
 
 
-def feature_list(text: str) -> str | list[str]:
-    """Return a service's name, or a list of references when there is a colon or a comma.
+def feature_list(text: str, services: Container[str], views: Container[str]) -> str | list[str]:
+    """Return the name of a service, or a list of `view:feature` references and views.
 
-    >>> feature_list("ranking"), feature_list("a:x, b:y")
-    ('ranking', ['a:x', 'b:y'])
+    A single name is a service's; a view's only when no service is called so.
+
+    >>> feature_list("ranking", {"ranking"}, {"a"}), feature_list("a:x, b", {}, {})
+    ('ranking', ['a:x', 'b'])
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    return parts if len(parts) > 1 or ":" in text else text.strip()
+    if len(parts) == 1 and ":" not in text and (parts[0] in services or parts[0] not in views):
+        return parts[0]
+    return parts
 
 
 def records(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.cli.context import Command, Invocation, pass_invocation
-from featurestore.cli.output import Block, Cell, Facts, Output, Style, Table, duration, plain
+from featurestore.cli.output import Block, Cell, Facts, Output, Style, Table, duration
 
 if TYPE_CHECKING:
     from featurestore.wiring import FeatureStore
@@ -40,7 +40,8 @@ def list_(invocation: Invocation, kind: str, view: str | None, limit: int) -> Ou
         items = _items(store, kind, view, limit)
     columns, row = _ROWS[kind]
     empty = f"No {kind}." if items or kind in _HAPPENED else f"No {kind} are applied."
-    return Output({kind: items}, [Table(columns, [row(item) for item in items], empty=empty)])
+    table = Table(columns, [row(item) for item in items], empty=empty)
+    return Output({kind: items}, [table, *_errors(kind, items)])
 
 
 @click.command("describe", cls=Command, short_help="Show all about one definition.")
@@ -87,7 +88,6 @@ def _view_row(item: dict[str, Any]) -> Sequence[str | Cell]:
         item["source"]["name"] if keys is not None else _views_of(item["inputs"]),
         _ttl(item) if keys is not None else "",
         item.get("schedule") or "",
-        item["owner"],
     ]
 
 
@@ -101,14 +101,25 @@ def _run_row(item: dict[str, Any]) -> Sequence[str | Cell]:
     return [
         _moment(item["started_at"]),
         item["view"],
-        item["kind"],
-        Cell(item["state"], _RUN_STYLES.get(item["state"], "plain")),
-        str(item["attempt"]),
+        Cell(_run_state(item), _RUN_STYLES.get(item["state"], "plain")),
         f"{item['rows_read']:,}",
         f"{item['rows_written']:,}",
         f"{item['rows_pushed']:,}",
         "" if seconds is None else duration(seconds),
-        item["error"] or "",
+    ]
+
+
+def _run_state(item: dict[str, Any]) -> str:
+    return f"{item['state']} (try {item['attempt']})" if item["attempt"] > 1 else item["state"]
+
+
+def _errors(kind: str, items: Items) -> list[Block]:
+    if kind != "runs":
+        return []
+    return [
+        Cell(f"{_moment(item['started_at'])} {item['view']}: {item['error']}", "bad")
+        for item in items
+        if item["error"]
     ]
 
 
@@ -119,15 +130,15 @@ def _joined(names: Sequence[str]) -> str:
 _Row = Callable[[dict[str, Any]], Sequence[str | Cell]]
 _ROWS: dict[str, tuple[tuple[str, ...], _Row]] = {
     "views": (
-        ("view", "entities", "features", "source", "ttl", "schedule", "owner"),
+        ("view", "~entities", "~features", "~source", "ttl", "schedule"),
         _view_row,
     ),
     "services": (
-        ("service", "features", "owner"),
+        ("service", "~features", "owner"),
         lambda item: [item["name"], _joined(item["features"]), item["owner"]],
     ),
     "entities": (
-        ("entity", "join keys", "used by"),
+        ("entity", "~join keys", "~used by"),
         lambda item: [
             item["name"],
             _joined([f"{key['name']} {key['dtype']}" for key in item["join_keys"]]),
@@ -135,7 +146,7 @@ _ROWS: dict[str, tuple[tuple[str, ...], _Row]] = {
         ],
     ),
     "sources": (
-        ("source", "format", "path", "event timestamp", "created timestamp", "used by"),
+        ("source", "format", "~path", "~event timestamp", "~created timestamp", "~used by"),
         lambda item: [
             item["name"],
             item["format"],
@@ -146,7 +157,7 @@ _ROWS: dict[str, tuple[tuple[str, ...], _Row]] = {
         ],
     ),
     "versions": (
-        (">revision", "kind", "name", "fingerprint", "applied at", "applied by"),
+        (">revision", "~kind", "~name", "fingerprint", "applied at", "~applied by"),
         lambda item: [
             str(item["revision"]),
             item["kind"],
@@ -157,12 +168,11 @@ _ROWS: dict[str, tuple[tuple[str, ...], _Row]] = {
         ],
     ),
     "runs": (
-        ("started at", "view", "kind", "state", ">try", ">read", ">written", ">pushed", ">took",
-         "error"),
+        ("started at", "view", "state", ">read", ">written", ">pushed", ">took"),
         _run_row,
     ),
     "changes": (
-        (">revision", "applied at", "applied by", "what"),
+        (">revision", "applied at", "applied by", "~what"),
         lambda item: [
             str(item["revision"]),
             _moment(item["applied_at"]),
@@ -197,7 +207,7 @@ def _described(item: dict[str, Any]) -> list[Block]:
 def _columns_table(columns: Items) -> Table:
     more = [key for key in ("expression", "description") if any(c.get(key) for c in columns)]
     rows = [[f"  {c['name']}", c["dtype"], *(c.get(key) or "" for key in more)] for c in columns]
-    return Table(("  name", "type", *more), rows)
+    return Table(("  name", "type", *(f"~{key}" for key in more)), rows)
 
 
 _TABLES = {"kind", "name", "join_keys", "request", "features", "versions", "ttl_seconds"}
@@ -243,7 +253,7 @@ def _ttl(item: dict[str, Any]) -> str:
 
 
 def _moment(moment: Any) -> str:
-    return str(plain(moment.replace(microsecond=0)))
+    return f"{moment:%Y-%m-%dT%H:%MZ}"
 
 
 COMMANDS = (list_, describe)

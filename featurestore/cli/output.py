@@ -30,12 +30,12 @@ class Table:
     """Rows under column headings.
 
     Attributes:
-        columns: The headings; one that begins with ">" is aligned to the right.
+        columns: The headings; ">" before one aligns it to the right, "~" lets it be wrapped.
         rows: One text or cell a column.
         empty: What to say when there are no rows.
     """
 
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
     empty: str = "(none)"
 
@@ -99,10 +99,10 @@ _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in its two largest units.
+    """Return a duration in its largest unit, with the next one where there are few of it.
 
-    >>> duration(3725), duration(0.25), duration(86400)
-    ('1 h 2 min', '0.25 s', '1 d')
+    >>> duration(3725), duration(0.25), duration(86400), duration(1000)
+    ('1 h 2 min', '0.25 s', '1 d', '16 min')
     """
     if abs(seconds) < 10:  # noqa: PLR2004
         return f"{seconds:.2g} s"
@@ -112,5 +112,6 @@ def duration(seconds: float) -> str:
         if left >= size or parts:
             parts.append((left // size, unit))
             left %= size
-    shown = " ".join(f"{number} {unit}" for number, unit in parts[:2] if number)
+    kept = parts[: 1 if parts[0][0] >= 10 else 2]  # noqa: PLR2004
+    shown = " ".join(f"{number} {unit}" for number, unit in kept if number)
     return f"-{shown}" if seconds < 0 else shown

@@ -82,17 +82,22 @@ def get_historical_features(
     **options: Any,
 ) -> Output:
     """Join features to entity rows, each as of its own instant: a training set."""
-    from featurestore.cli import arguments
-
     if (entity_rows is None) == (sql is None):
         raise click.UsageError("Give either --entity-rows or --sql.")
     rows = sql if entity_rows is None else _rows_of_file(entity_rows)
     with invocation.store() as store, invocation.working("Joining features"):
-        job = store.get_historical_features(rows, arguments.feature_list(features), **options)
+        job = store.get_historical_features(rows, _applied(store, features), **options)
         if explain:
             text = job.explain()
             return Output({"plan": text}, [Cell(text)])
         return _shown_job(job) if out is None else _written_job(job, out)
+
+
+def _applied(store: FeatureStore, features: str) -> str | list[str]:
+    from featurestore.cli import arguments
+
+    catalog = store.services.state.get().catalog
+    return arguments.feature_list(features, catalog.services, {*catalog.views, *catalog.on_demand})
 
 
 def _rows_of_file(path: Path) -> str:
@@ -122,7 +127,11 @@ def _shown_job(job: RetrievalJob) -> Output:
     columns = tuple(table.column_names)
     shown = table.slice(0, _SHOWN_ROWS).to_pylist()
     blocks: list[Block] = [
-        Table(columns, [[_text(row[c]) for c in columns] for row in shown], empty="No rows.")
+        Table(
+            [f"~{c}" for c in columns],
+            [[_text(row[c]) for c in columns] for row in shown],
+            empty="No rows.",
+        )
     ]
     if table.num_rows > _SHOWN_ROWS:
         rest = count(table.num_rows - _SHOWN_ROWS, "more row")
@@ -165,16 +174,18 @@ def get_online_features(
     """Look up the newest features of entities."""
     from featurestore.cli import arguments
 
-    wanted = arguments.feature_list(features)
     options: Any = {"as_of": as_of, "full_feature_names": full_feature_names}
     if server is not None:
         from featurestore.serving.client import OnlineClient
 
         with OnlineClient(server) as client:
-            keys, fields = _served_types(client.serving_info(), wanted)
+            info = client.serving_info()
+            wanted = arguments.feature_list(features, info.services, info.views)
+            keys, fields = _served_types(info, wanted)
             rows, request = _asked(entities, requests, keys, fields, exact=False)
             return _answer(client.get_online_features(wanted, rows, request=request, **options))
     with invocation.store() as store:
+        wanted = _applied(store, features)
         keys, fields = _local_types(store, wanted)
         rows, request = _asked(entities, requests, keys, fields, exact=True)
         return _answer(store.get_online_features(wanted, rows, request=request, **options))
@@ -268,7 +279,7 @@ def _answer_table(keys: list[str], rows: list[dict[str, Any]]) -> Table:
         for row in rows
         for name, value in row["values"].items()
     ]
-    return Table((*keys, "feature", "value", "status", "event timestamp"), lines)
+    return Table((*keys, "feature", "~value", "status", "event timestamp"), lines)
 
 
 def _status(status: str) -> Cell:

@@ -158,9 +158,11 @@ def _table(block: Table) -> RenderableType:
 
     table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in block.columns:
-        right = column.startswith(">")
         table.add_column(
-            column.removeprefix(">"), justify="right" if right else "left", overflow="fold"
+            column.lstrip(">~"),
+            justify="right" if column.startswith(">") else "left",
+            overflow="fold",
+            no_wrap=not column.startswith("~"),
         )
     for row in block.rows:
         table.add_row(*(_text(_cell(value)) for value in row))

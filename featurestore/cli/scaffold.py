@@ -138,7 +138,7 @@ def _activity(end_us: int) -> dict[str, tuple[str, list[Any]]]:
             late_hours = 9 if _draw(customer, step, 5) < 50 else 0  # noqa: PLR2004
             recorded = min(measured + late_hours * _HOUR, end_us) + _HOUR // 60
             orders = _draw(customer, step, 6) % 4
-            spend = round(orders * (10 + _draw(customer, step, 7) / 20), 2)
+            spend = orders * (10 + _draw(customer, step, 7) // 8 * 0.25)
             rows.append((customer, measured, recorded, orders, spend))
     return _columns(
         rows,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.cli.context import Command, Invocation, pass_invocation
-from featurestore.cli.output import Block, Cell, Facts, Output, Style, Table, duration, plain
+from featurestore.cli.output import Block, Cell, Facts, Output, Style, Table, duration
 
 if TYPE_CHECKING:
     from featurestore.services.status import ViewStatus
@@ -65,8 +65,7 @@ def status(invocation: Invocation, server: str | None) -> Output:
         project, views = store.project, store.status()
     blocks: list[Block] = [
         Table(
-            ("view", "state", "freshness", "newest event", ">offline", ">online", "last run",
-             "next run"),
+            ("view", "state", "freshness", ">offline", ">online", "last run", "next run"),
             [_row(view) for view in views],
             empty="No view is applied. Run 'featurestore apply'.",
         )
@@ -85,6 +84,7 @@ def view_data(view: ViewStatus) -> dict[str, Any]:
 
     return {
         "view": view.view,
+        "at": moment(view.at_us),
         "fingerprint": view.fingerprint,
         "state": view.state,
         "newest_event": moment(view.newest_event_us),
@@ -105,24 +105,25 @@ def view_data(view: ViewStatus) -> dict[str, Any]:
 
 def _row(view: ViewStatus) -> list[str | Cell]:
     run = view.last_run
-    newest, due = view.newest_event_us, view.next_run_us
+    due = view.next_run_us
     online = "?" if view.rows_online is None else f"{view.rows_online:,}"
     return [
         view.view,
-        Cell(view.state, _STATE_STYLES[view.state]),
+        Cell("late", "bad") if view.late else Cell(view.state, _STATE_STYLES[view.state]),
         "" if view.freshness_seconds is None else duration(view.freshness_seconds),
-        "" if newest is None else _moment(newest),
         "?" if view.rows_offline is None else f"{view.rows_offline:,}",
         online if view.online else "-",
         Cell(run.state, _RUN_STYLES.get(run.state, "plain")) if run else "never",
-        Cell("late", "bad") if view.late else "" if due is None else _moment(due),
+        "" if due is None else f"in {duration((due - view.at_us) / 1_000_000)}",
     ]
 
 
 def _remarks(view: ViewStatus) -> list[Block]:
     lines: list[Block] = []
     if view.late:
-        lines.append(Cell(f"{view.view}: late; its schedule is '{view.schedule}'.", "bad"))
+        lines.append(
+            Cell(f"{view.view}: late: no run since its schedule '{view.schedule}' was due.", "bad")
+        )
     if view.failed_runs and view.last_run is not None:
         runs = "run" if view.failed_runs == 1 else f"{view.failed_runs} runs"
         error = view.last_run.error or "a new run goes on"
@@ -167,13 +168,7 @@ def _server_output(address: str, info: ServingInfo) -> Output:
         },
         "services": info.services,
     }
-    return Output(data, [facts, Table(("view", "join keys", "features", "fingerprint"), rows)])
-
-
-def _moment(instant: int) -> str:
-    from featurestore.semantics.timeline import to_datetime
-
-    return str(plain(to_datetime(instant).replace(microsecond=0)))
+    return Output(data, [facts, Table(("view", "~join keys", "~features", "fingerprint"), rows)])
 
 
 COMMANDS = (serve, status)

@@ -106,12 +106,12 @@ def spans(spec: JoinSpec) -> str:
 
 def matches(spec: JoinSpec) -> str:
     """Return the statement that finds each entity row's position where nothing can tie."""
-    position = _within_ttl(spec, "n.at", "n.position")
+    position = _within_ttl(spec, "n.moment", "n.position")
     return (
         f"CREATE TEMP TABLE {spec.name('matches')} AS SELECT e.row, {position} AS position"
         f" FROM ({_probe(spec)}) AS e ASOF LEFT JOIN"
-        f" ({_near(spec, 'event AS at, position', 'event')}) AS n"
-        f" ON {_on(spec, 'e', 'n', 'e.instant >= n.at')}"
+        f" ({_near(spec, 'event AS moment, position', 'event')}) AS n"
+        f" ON {_on(spec, 'e', 'n', 'e.instant >= n.moment')}"
     )
 
 
@@ -123,18 +123,18 @@ def found(spec: JoinSpec) -> str:
     if spec.known:
         partition = f"PARTITION BY {', '.join(_keys(spec))} " if spec.keys else ""
         rows = (
-            f"SELECT {_list(_keys(spec))}at, max(place) OVER ({partition}ORDER BY at) AS place"
-            f" FROM ({_near(spec, f'known AS at, {_PLACE} AS place', 'known')})"
+            f"SELECT {_list(_keys(spec))}moment, max(place) OVER ({partition}ORDER BY moment) AS place"
+            f" FROM ({_near(spec, f'known AS moment, {_PLACE} AS place', 'known')})"
         )
         event = f"((n.place >> 64)::BIGINT - {_EVENT_SHIFT})"
     else:
-        rows = _near(spec, "event AS at, event AS place", "event")
-        event = "n.at"
+        rows = _near(spec, "event AS moment, event AS place", "event")
+        event = "n.moment"
     place = _within_ttl(spec, event, "n.place")
     return (
         f"CREATE TEMP TABLE {spec.name('found')} AS SELECT {_list(_keys(spec, 'e'))}e.row,"
         f" {place} AS place FROM ({_probe(spec)}) AS e ASOF LEFT JOIN ({rows}) AS n"
-        f" ON {_on(spec, 'e', 'n', 'e.instant >= n.at')}"
+        f" ON {_on(spec, 'e', 'n', 'e.instant >= n.moment')}"
     )
 
 

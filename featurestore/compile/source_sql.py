@@ -132,9 +132,10 @@ def mapped_relation(source: SourcePlan, relation_sql: str, columns: pa.Schema) -
 def view_rows(view: ViewPlan, relation_sql: str, describe: Describe) -> str:
     """Return the SELECT of a view's rows: join keys, both timestamps, features.
 
-    Every column has exactly its compiled type; `created_timestamp` is null throughout where the
-    source declares none. The rows are looked at anew, so that a source whose columns have changed
-    since the view was applied is refused and not misread.
+    Every column has exactly its compiled type (a vector is a list, its length not checked here);
+    `created_timestamp` is null throughout where the source declares none. The rows are looked at
+    anew, so that a source whose columns have changed since the view was applied is refused and not
+    misread.
 
     Args:
         view: The view.

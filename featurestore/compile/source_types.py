@@ -73,7 +73,8 @@ def convert(expression: str, arrow: pa.DataType, dtype: DType, zone: str | None)
     if dtype.scalar == "timestamp" and not _is_null(arrow):
         expression, _ = instant_expression(expression, arrow, zone)
         return expression
-    return expression if arrow == dtype.arrow else f"CAST({expression} AS {dtype.duckdb})"
+    exact = arrow == dtype.arrow and dtype.container != "vector"
+    return expression if exact else f"CAST({expression} AS {dtype.duckdb})"
 
 
 def infer(arrow: pa.DataType, source: SourcePlan) -> DType | None:

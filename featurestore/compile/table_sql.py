@@ -106,13 +106,17 @@ def rejected(view: ViewPlan) -> str:
     return "(" + " OR ".join(conditions) + ")"
 
 
-def null_items(view: ViewPlan) -> str | None:
-    """Return the condition of rows whose vectors hold a null item; None without vectors."""
+def broken_vectors(view: ViewPlan) -> str | None:
+    """Return the condition of rows with a vector of another length or with a null item.
+
+    None where the view has no vectors.
+    """
     conditions = []
     for feature in view.features:
         if feature.type.container == "vector":
-            items = f"CAST({quote(feature.name)} AS {feature.type.item.duckdb}[])"
-            conditions.append(f"len(list_filter({items}, lambda x: x IS NULL)) > 0")
+            name = quote(feature.name)
+            conditions.append(f"len({name}) <> {feature.type.length}")
+            conditions.append(f"len(list_filter({name}, lambda x: x IS NULL)) > 0")
     return " OR ".join(conditions) or None
 
 

@@ -212,9 +212,19 @@ class PackedRows:
         if slot is None:
             return None
         start, stop = slot
-        return self._matrix[:, start - HEADER_BYTES : stop - HEADER_BYTES].tobytes(), self.validity(
-            index
-        )
+        data = self._matrix[:, start - HEADER_BYTES : stop - HEADER_BYTES].tobytes()
+        return data, self.validity(index)
+
+    def plains(self, indexes: Sequence[int]) -> Sequence[Plain | None]:
+        """Return several features as plain columns."""
+        if self._bits is not None or self._reader.schema.varying:
+            return [self.plain(index) for index in indexes]
+        matrix = self._matrix
+        slots = [self._reader.slots[index] for index in indexes]
+        return [
+            (matrix[:, start - HEADER_BYTES : stop - HEADER_BYTES].tobytes(), None)
+            for start, stop in slots
+        ]
 
     def validity(self, index: int) -> bytes | None:
         """Return the validity of a feature as plain columns have it."""
@@ -301,6 +311,15 @@ class _OneRow(PackedRows):
             return bytes(stop - start), _NULL
         present = value[HEADER_BYTES + (index >> 3)] >> (index & 7) & 1
         return value[start:stop], None if present else _NULL
+
+    def plains(self, indexes: Sequence[int]) -> Sequence[Plain | None]:
+        value, reader = self._shown[0], self._reader
+        if value is None or reader.schema.varying:
+            return super().plains(indexes)
+        if int.from_bytes(value[HEADER_BYTES : reader.start], "little") != reader.all_bits:
+            return super().plains(indexes)
+        slots = reader.slots
+        return [(value[slots[i][0] : slots[i][1]], None) for i in indexes]
 
     def validity(self, index: int) -> bytes | None:
         value = self._shown[0]

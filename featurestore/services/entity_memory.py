@@ -47,9 +47,9 @@ class MemoryRows:
         self._instants = _instants(instants, needs.timestamp_column)
         rows = len(self._instants)
         read = {name: _read_column(columns, name, key.type) for name, key in needs.keys}
-        held = InputRows({n: _no_nan(c) for n, c in read.items()}, rows, _WHAT)
+        held = InputRows(read, rows, _WHAT)
         self._keys = [
-            held.column(name, _compared(key.type), needs.needed_by[name], rounding=False)
+            held.key(name, _compared(key.type), needs.needed_by[name])
             for name, key in needs.keys
         ]
         asked = {f.name: _read_column(columns, f.name, f.type) for f in needs.request}
@@ -173,16 +173,6 @@ def _read_column(columns: dict[str, Any], name: str, dtype: DType) -> pa.Array:
 def _is_missing(value: Any) -> bool:
     """Whether a pandas object column holds nothing here: None, NaN, NaT or NA."""
     return value is None or type(value).__name__ in {"NAType", "NaTType"} or value != value  # noqa: PLR0124
-
-
-def _no_nan(column: pa.Array) -> pa.Array:
-    """A NaN among join keys is how pandas writes a null."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not pa.types.is_floating(column.type):
-        return column
-    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
 
 
 def _compared(dtype: DType) -> DType:

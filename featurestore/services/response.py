@@ -48,8 +48,8 @@ class Block(Protocol):
     statuses: bytes
     events: bytes
 
-    def plain(self, index: int) -> Plain | None:
-        """Return the column as plain bytes (`semantics.plain`), None where that is not at hand."""
+    def plains(self, indexes: Sequence[int]) -> Sequence[Plain | None]:
+        """Return columns as plain bytes (`semantics.plain`), None where that is not at hand."""
         ...
 
     def validity(self, index: int) -> bytes | None:
@@ -82,9 +82,9 @@ class ArrowBlock:
     def _arrays(self) -> Sequence[pa.Array]:
         return self._load()
 
-    def plain(self, index: int) -> Plain | None:  # noqa: ARG002
-        """See `Block.plain`."""
-        return None
+    def plains(self, indexes: Sequence[int]) -> Sequence[Plain | None]:
+        """See `Block.plains`."""
+        return [None] * len(indexes)
 
     def validity(self, index: int) -> bytes | None:
         """See `Block.validity`."""

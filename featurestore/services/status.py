@@ -40,6 +40,7 @@ class ViewStatus:
 
     Attributes:
         view: The view's name.
+        at_us: The instant at which it was looked at.
         fingerprint: Of the applied definition.
         state: "serving"; "rebuilding" while the applied definition's table is not complete and the
             former one serves; "empty" when nothing was ever materialized.
@@ -60,6 +61,7 @@ class ViewStatus:
     """
 
     view: str
+    at_us: int
     fingerprint: str
     state: TableState
     newest_event_us: int | None
@@ -130,6 +132,7 @@ class StatusReader:
         ledger = self._registry.ledger(self._project, shown.name, shown.table_fingerprint)
         return ViewStatus(
             view=view.name,
+            at_us=now,
             fingerprint=view.fingerprint,
             state=_table_state(view, shown, ledger, snapshot),
             newest_event_us=newest,

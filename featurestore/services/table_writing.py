@@ -87,12 +87,15 @@ class TableWriter:
         if counts["bad"]:
             session.run(f"DELETE FROM staged WHERE {reject}")
         work.rows_read, work.rows_rejected = counts["n"] - counts["bad"], counts["bad"]
-        broken = table_sql.null_items(work.view)
+        broken = table_sql.broken_vectors(work.view)
         if broken and session.fetch(f"SELECT 1 FROM staged WHERE {broken} LIMIT 1").num_rows:
             raise DataError(
-                f"A vector of the view '{work.view.name}' holds a null item.",
-                allowed="numbers only, or null as a whole",
-                hint="Filter such rows by where=, or fill the items by an expression.",
+                f"A vector of the view '{work.view.name}' has another length, or a null item.",
+                got=str(
+                    session.fetch(f"SELECT * FROM staged WHERE {broken} LIMIT 1").to_pylist()[0]
+                ),
+                allowed="as many numbers as declared, or null as a whole",
+                hint="Filter such rows by where=, or mend them by an expression.",
             )
 
     def commit(self, work: Work, session: EngineSession) -> None:

@@ -21,6 +21,7 @@ from featurestore.semantics import plain as plains
 from featurestore.semantics.plain import Plain
 from featurestore.serving.v1 import serving_pb2 as pb
 
+# The fields of a column's values by scalar, and back.
 FIELDS = {
     "bool": "bools",
     "int32": "int32s",
@@ -32,8 +33,7 @@ FIELDS = {
     "date": "dates",
     "timestamp": "timestamps",
 }
-_SCALARS = {field: scalar for scalar, field in FIELDS.items()}
-_VALUES_TAG = b"\x0a"
+SCALARS: dict[str | None, str] = {field: scalar for scalar, field in FIELDS.items()}
 _LOW_BITS = 127
 _WIDTHS = {scalar: DType(scalar).width or 0 for scalar in plains.CODES}
 
@@ -73,7 +73,7 @@ def write_arrow(column: pb.Column, array: pa.Array) -> None:
     if dtype.container == "list":
         lengths = array.value_lengths().fill_null(0).to_numpy().astype("<u4")
         column.lists.SetInParent()
-        column.lists.MergeFromString(_VALUES_TAG + _varint(lengths.nbytes) + lengths.tobytes())
+        column.lists.MergeFromString(framed(1, lengths.tobytes()))
         write_arrow(column.lists.items, array.flatten())
         return
     values = getattr(column, FIELDS[dtype.scalar])
@@ -128,15 +128,15 @@ def dtype_of(column: pb.Column) -> DType:
     field = column.WhichOneof("values")
     if field is None:
         raise _broken(column, "it has no values")
-    scalar = _SCALARS.get(field)
+    scalar = SCALARS.get(field)
     if scalar is not None:
         return DType(scalar)
     if field == "lists":
-        item = _SCALARS.get(column.lists.items.WhichOneof("values") or "")
+        item = SCALARS.get(column.lists.items.WhichOneof("values") or "")
         if item is None:
             raise _broken(column, "its lists have no items of a scalar type")
         return DType(item, "list")
-    item = _SCALARS.get(column.vectors.WhichOneof("items") or "")
+    item = SCALARS.get(column.vectors.WhichOneof("items") or "")
     if item is None or column.vectors.length == 0:
         raise _broken(column, "its vectors have no items or no length")
     return DType(item, "vector", column.vectors.length)
@@ -160,15 +160,25 @@ def read_columns(columns: Iterable[pb.Column], what: str) -> dict[str, pa.Array]
     return found
 
 
-def packed(data: bytes, number: int = 1) -> bytes:
-    """Return plain bytes as the packed repeated field of this number, below 16, in a message."""
-    return bytes((number << 3 | 2,)) + _varint(len(data)) + data
+def framed(number: int, data: bytes) -> bytes:
+    """Return bytes as the length-delimited field of a message: a text, a message, packed numbers.
+
+    Args:
+        number: The field's number, below 16.
+        data: What the field holds.
+    """
+    return head(number, len(data)) + data
+
+
+def head(number: int, size: int) -> bytes:
+    """Return what stands before `size` bytes of a length-delimited field."""
+    return bytes((number << 3 | 2,)) + _varint(size)
 
 
 def _merge(message: Any, data: bytes) -> None:
     message.SetInParent()
     if data:
-        message.MergeFromString(_VALUES_TAG + _varint(len(data)) + data)
+        message.MergeFromString(framed(1, data))
 
 
 def _packed(message: Any, scalar: str) -> bytes:
@@ -176,13 +186,13 @@ def _packed(message: Any, scalar: str) -> bytes:
     size = len(message.values) * _WIDTHS[scalar]
     if not size:
         return b""
-    head = 1 + len(_varint(size))
+    start = len(head(1, size))
     data: bytes = message.SerializeToString()
-    if len(data) != head + size:
+    if len(data) != start + size:
         # Fields of a later version of the protocol.
         message.DiscardUnknownFields()
         data = message.SerializeToString()
-    return data[head:]
+    return data[start:]
 
 
 def _read_lists(column: pb.Column, dtype: DType) -> pa.Array:

@@ -1,8 +1,4 @@
-"""An answer as a message: written by the server, read by the client.
-
-The names of an answer are written once for each request that repeats; then only columns are filled
-in. The client keeps the message and turns its columns into values when asked for.
-"""
+"""Answers as the client reads them: the message is kept, columns become values when asked for."""
 
 from __future__ import annotations
 
@@ -11,66 +7,19 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from featurestore.dtypes import DType
+from featurestore.dtypes import DType, parse
 from featurestore.errors import FeatureStoreError
 from featurestore.semantics import plain as plains
 from featurestore.semantics.packed import NOT_FOUND, NULL_VALUE, OUTSIDE_MAX_AGE, PRESENT
 from featurestore.semantics.plain import Plain
 from featurestore.services.response import FeatureLayout, Layout, OnlineResponse, SourceLayout
-from featurestore.serving.conversion import (
-    dtype_of,
-    packed,
-    read_arrow,
-    read_plain,
-    write_arrow,
-    write_plain,
-)
+from featurestore.serving.conversion import SCALARS, dtype_of, read_arrow, read_plain
 from featurestore.serving.v1 import serving_pb2 as pb
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_STATUSES = pb.Source.DESCRIPTOR.fields_by_name["statuses"].number
-_EVENTS = pb.Source.DESCRIPTOR.fields_by_name["event_timestamps"].number
 _KNOWN_STATUSES = frozenset((PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE))
-
-
-def write_response(response: OnlineResponse) -> bytes:
-    """Return the message of an answer, serialized."""
-    message = pb.GetOnlineFeaturesResponse()
-    message.CopyFrom(_template(response.layout))
-    message.rows = response.rows
-    message.as_of = response.as_of_us
-    for index, column in enumerate(message.entity_keys):
-        write_arrow(column, response.keys.array(index))
-    for feature, column in zip(response.layout.features, message.features, strict=True):
-        block = response.blocks[feature.source]
-        plain = block.plain(feature.index)
-        if plain is None:
-            write_arrow(column, block.array(feature.index))
-        else:
-            write_plain(column, feature.dtype, plain)
-    for source, block in zip(message.sources, response.blocks, strict=True):
-        if block.statuses:
-            source.MergeFromString(
-                packed(block.statuses, _STATUSES) + packed(block.events, _EVENTS)
-            )
-    return message.SerializeToString()
-
-
-@functools.lru_cache(maxsize=256)
-def _template(layout: Layout) -> pb.GetOnlineFeaturesResponse:
-    """Return what all answers of one layout have in common."""
-    return pb.GetOnlineFeaturesResponse(
-        service=layout.service or "",
-        entity_keys=[pb.Column(name=name) for name, _ in layout.keys],
-        features=[pb.Column(name=feature.name) for feature in layout.features],
-        feature_sources=[feature.source for feature in layout.features],
-        sources=[
-            pb.Source(view=source.view, alias=source.alias, fingerprint=source.fingerprint)
-            for source in layout.sources
-        ],
-    )
 
 
 def read_response(message: pb.GetOnlineFeaturesResponse) -> OnlineResponse:
@@ -81,26 +30,51 @@ def read_response(message: pb.GetOnlineFeaturesResponse) -> OnlineResponse:
     """
     rows = message.rows
     columns, keys = list(message.features), list(message.entity_keys)
-    origins = list(message.feature_sources)
-    if len(origins) != len(columns) or any(o >= len(message.sources) for o in origins):
-        raise FeatureStoreError("The server's answer does not say where its features come from.")
-    types = [dtype_of(column) for column in columns]
-    layout = Layout(
-        service=message.service or None,
-        keys=tuple((column.name, dtype_of(column)) for column in keys),
-        features=tuple(
-            FeatureLayout(column.name, dtype, origin, index)
-            for index, (column, dtype, origin) in enumerate(
-                zip(columns, types, origins, strict=True)
-            )
-        ),
-        sources=tuple(SourceLayout(s.view, s.alias, s.fingerprint) for s in message.sources),
-    )
+    try:
+        layout = _layout(
+            message.service or None,
+            tuple((column.name, _kind(column)) for column in keys),
+            tuple([(column.name, _kind(column)) for column in columns]),
+            tuple(message.feature_sources),
+            tuple((s.view, s.alias, s.fingerprint) for s in message.sources),
+        )
+    except ValueError as error:
+        what = "The server's answer breaks the protocol."
+        raise FeatureStoreError(what, got=str(error)) from error
+    types = [feature.dtype for feature in layout.features]
     blocks = [_WireBlock(columns, types, rows, *_seen(s, rows)) for s in message.sources]
     key_types = [dtype for _, dtype in layout.keys]
     return OnlineResponse(
         layout, rows, message.as_of, _WireBlock(keys, key_types, rows, b"", b""), blocks
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(
+    service: str | None,
+    keys: tuple[tuple[str, str], ...],
+    features: tuple[tuple[str, str], ...],
+    origins: tuple[int, ...],
+    sources: tuple[tuple[str, str, str], ...],
+) -> Layout:
+    """Return a layout; answers to one request share it."""
+    if any(origin >= len(sources) for origin in origins):
+        raise ValueError("a feature comes from a source that is not there")
+    columns = zip(features, origins, strict=True)
+    return Layout(
+        service=service,
+        keys=tuple((name, parse(kind)) for name, kind in keys),
+        features=tuple(
+            FeatureLayout(name, parse(kind), origin, index)
+            for index, ((name, kind), origin) in enumerate(columns)
+        ),
+        sources=tuple(SourceLayout(*source) for source in sources),
+    )
+
+
+def _kind(column: pb.Column) -> str:
+    """Return the name of a column's type."""
+    return SCALARS.get(column.WhichOneof("values")) or str(dtype_of(column))
 
 
 def _seen(source: pb.Source, rows: int) -> tuple[bytes, bytes]:
@@ -132,17 +106,23 @@ class _WireBlock:
         self.statuses = statuses
         self.events = events
 
-    def plain(self, index: int) -> Plain | None:
+    def plains(self, indexes: Sequence[int]) -> Sequence[Plain | None]:
+        return [self._plain(index) for index in indexes]
+
+    def _plain(self, index: int) -> Plain | None:
         dtype = self._types[index]
         if dtype.width is None:
             return None
-        plain = read_plain(self._columns[index], dtype)
-        if len(plain[0]) != self._rows * dtype.width:
+        data, _ = read_plain(self._columns[index], dtype)
+        if len(data) != self._rows * dtype.width:
             raise self._broken(index)
-        return plain
+        return data, self.validity(index)
 
     def validity(self, index: int) -> bytes | None:
-        return self._columns[index].validity or None
+        validity: bytes = self._columns[index].validity
+        if validity and len(validity) != (self._rows + 7) // 8:
+            raise self._broken(index)
+        return validity or None
 
     def array(self, index: int) -> pa.Array:
         array = read_arrow(self._columns[index])
@@ -151,7 +131,7 @@ class _WireBlock:
         return array
 
     def pylist(self, index: int) -> list[Any]:
-        plain = self.plain(index)
+        plain = self._plain(index)
         if plain is not None:
             return plains.to_list(self._types[index], self._rows, plain)
         values: list[Any] = self.array(index).to_pylist()

@@ -30,9 +30,9 @@ from featurestore.services.online import OnlineReader
 from featurestore.serving.client import SERVICE
 from featurestore.serving.info import write_info
 from featurestore.serving.requests import read_request
-from featurestore.serving.responses import write_response
 from featurestore.serving.status import code_of, metadata_of
 from featurestore.serving.v1 import serving_pb2 as pb
+from featurestore.serving.writer import writer_of
 
 # The share of a caller's time that the store may take; the rest is for telling that it did not.
 _STORE_SHARE = 0.8
@@ -199,7 +199,7 @@ class FeatureServer:
             full_feature_names=asked.full_feature_names,
             timeout=None if left is None else left * _STORE_SHARE,
         )
-        data = write_response(answer)
+        data = writer_of(answer.layout).write(answer)
         if len(data) > limit:
             raise RequestError(
                 "The answer is larger than the server sends.",

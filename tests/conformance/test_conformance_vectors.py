@@ -157,7 +157,9 @@ class _Steps:
         if first:
             repository.store.apply()
 
-    write_online = append_source
+    def write_online(self, step: dict[str, Any]) -> None:
+        self.append_source(step)
+        self.repository(step).store.materialize_incremental()
 
     def materialize(self, step: dict[str, Any]) -> None:
         self.repository(step).store.materialize(step["start"], step["end"])

@@ -50,7 +50,7 @@ DAY = datetime(2024, 1, 1, tzinfo=UTC)
 def write_clicks(path: Path, rows: int = 3, **columns: Any) -> None:
     data = {
         "user": list(range(rows)),
-        "happened": [DAY + timedelta(hours=n) for n in range(rows)],
+        "happened": [DAY + timedelta(minutes=n) for n in range(rows)],
         "n": [n * 10 for n in range(rows)],
         **columns,
     }

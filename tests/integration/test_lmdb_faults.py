@@ -296,7 +296,7 @@ def test_a_fork_amid_reads_and_writes(store):
     finally:
         done.set()
         thread.join(DEADLINE)
-    assert errors == []
+    assert not errors, str(errors[0])
     assert store.read([SPACE + b"child%d" % i for i in range(10)]) == [packed(i) for i in range(10)]
     assert store.write(KEYS[100:], rows(2)[100:], None) == len(KEYS) - 100
     assert store._environment.handle().reader_check() == 0

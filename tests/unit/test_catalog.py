@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import date, timedelta
 
-import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -53,7 +52,7 @@ def refused(world, declarations, kind, *words):
 
 
 def made(sources, name="made_view", features=FLOAT):
-    def compute(inputs: pl.DataFrame) -> pl.DataFrame:
+    def compute(inputs):
         return inputs
 
     return on_demand_feature_view(sources=sources, features=features, name=name)(compute)
@@ -125,7 +124,10 @@ def test_the_kind_of_a_source_is_declared_or_told_from_the_path(path, declared, 
 
 def test_a_column_that_the_source_lacks(world):
     error = refused(
-        world, [stats(features=["rat"])], SourceSchemaError, "has no column 'rat', declared as a feature"
+        world,
+        [stats(features=["rat"])],
+        SourceSchemaError,
+        "has no column 'rat', declared as a feature",
     )
     assert error.where == "FeatureView 'stats', definitions/d.py:1"
     assert error.hint == "Did you mean 'rate'?"
@@ -158,13 +160,23 @@ def test_a_join_key_that_the_source_lacks(world):
     [
         (
             Field(name="rate", dtype="float32"),
-            ["'rate' is declared as float32", "holds float64", "CAST(rate AS FLOAT)", "dtype='float64'"],
+            [
+                "'rate' is declared as float32",
+                "holds float64",
+                "CAST(rate AS FLOAT)",
+                "dtype='float64'",
+            ],
         ),
+        (Field(name="trips", dtype="float32"), ["holds int32", "CAST(trips AS FLOAT)"]),
         (Field(name="note", dtype="int64"), ["'note' is declared as int64", "holds string"]),
         (Field(name="trips", dtype="string"), ["holds int32", "got: int32 (int16)"]),
         (
             Field(name="price", expression="CAST(rate AS DECIMAL(9, 2))"),
-            ["'price' has a type that no feature can have", "decimal128(9, 2)", "CAST(x AS DOUBLE)"],
+            [
+                "'price' has a type that no feature can have",
+                "decimal128(9, 2)",
+                "CAST(x AS DOUBLE)",
+            ],
         ),
         (
             Field(name="price", dtype="float64", expression="CAST(rate AS DECIMAL(9, 2))"),
@@ -192,12 +204,17 @@ def test_naive_timestamps_are_refused_and_the_zone_is_asked_for(world):
     for column in ("ts", "day"):
         view = stats(source=source(path="local.parquet", event_timestamp=column))
         error = refused(
-            world, [view], SourceSchemaError, "event_timestamp", "has no time zone", "timezone='UTC'"
+            world,
+            [view],
+            SourceSchemaError,
+            "event_timestamp",
+            "has no time zone",
+            "timezone='UTC'",
         )
         assert error.where == "FeatureView 'stats', definitions/d.py:1"
     features = ["ts", Field(name="t2", dtype="timestamp", expression="ts")]
-    query = source(path=None, query="SELECT *, TIMESTAMPTZ '2024-01-01 00:00:00Z' AS at FROM 'local.parquet'",
-                   event_timestamp="at")  # fmt: skip
+    text = "SELECT *, TIMESTAMPTZ '2024-01-01 00:00:00Z' AS at FROM 'local.parquet'"
+    query = source(path=None, query=text, event_timestamp="at")
     for feature in features:
         refused(world, [stats(source=query, features=[feature])], SourceSchemaError, "timezone=")
 
@@ -216,19 +233,29 @@ def test_an_event_timestamp_that_is_no_timestamp(world, column):
 def test_a_key_of_a_type_that_identifies_nothing(world):
     entity = Entity(name="odd", join_keys=["rate"])
     view = stats(entities=[entity], features=["trips"])
-    refused(world, [view], SourceSchemaError, "join key 'rate'", "got: float64", "CAST(rate AS BIGINT)")
+    refused(
+        world, [view], SourceSchemaError, "join key 'rate'", "got: float64", "CAST(rate AS BIGINT)"
+    )
 
 
 def test_a_key_without_values_has_no_type(world):
     world.write("drivers.parquet", driver_id=pa.nulls(1), ts=[NOON], rate=[1.0])
     query = source(path=None, query="SELECT NULL AS driver_id, ts, rate FROM 'drivers.parquet'")
-    refused(world, [stats(source=query)], SourceSchemaError, "join key 'driver_id' cannot be told", "query=")
+    refused(
+        world,
+        [stats(source=query)],
+        SourceSchemaError,
+        "join key 'driver_id' cannot be told",
+        "query=",
+    )
 
 
 def test_an_entity_has_one_type_in_all_views(world):
     world.write("other.parquet", driver_id=["1"], ts=[NOON], rate=[1.0])
     other = stats(name="other", source=source(name="other", path="other.parquet"))
-    error = refused(world, [stats(), other], DefinitionError, "join key 'driver_id' of Entity 'driver'")
+    error = refused(
+        world, [stats(), other], DefinitionError, "join key 'driver_id' of Entity 'driver'"
+    )
     assert error.where == (
         "FeatureView 'stats', definitions/d.py:1; FeatureView 'other', definitions/d.py:2"
     )
@@ -288,14 +315,20 @@ def test_words_in_texts_names_and_comments_are_no_calls(world):
 def test_a_query_that_does_not_work(world):
     view = stats(source=source(path=None, query="SELECT nope FROM 'drivers.parquet'"))
     error = refused(
-        world, [view, view.source], DefinitionError, "refuses the query of FileSource 'drivers'", "nope"
+        world,
+        [view, view.source],
+        DefinitionError,
+        "refuses the query of FileSource 'drivers'",
+        "nope",
     )
     assert error.where == "FileSource 'drivers', definitions/d.py:2"
 
 
 def test_a_source_without_files_names_path_and_declaration(world):
     view = stats(source=source(path="drivrs.parquet"))
-    error = refused(world, [view, view.source], SourceNotFoundError, "has no files", "drivers.parquet")
+    error = refused(
+        world, [view, view.source], SourceNotFoundError, "has no files", "drivers.parquet"
+    )
     assert str(world.folder / "drivrs.parquet") in error.where
     assert "FileSource 'drivers', definitions/d.py:2" in error.where
 
@@ -305,7 +338,10 @@ def test_a_source_without_files_names_path_and_declaration(world):
 
 def test_two_views_of_one_name(world):
     error = refused(
-        world, [stats(), stats(features=["trips"])], DuplicateNameError, "Two declarations are called 'stats'"
+        world,
+        [stats(), stats(features=["trips"])],
+        DuplicateNameError,
+        "Two declarations are called 'stats'",
     )
     assert error.where == (
         "FeatureView 'stats', definitions/d.py:1; FeatureView 'stats', definitions/d.py:2"
@@ -319,12 +355,17 @@ def test_the_same_view_made_twice(world):
 
 def test_names_that_differ_in_case_only(world):
     refused(
-        world, [stats(), stats(name="Stats")], DuplicateNameError, "'stats' and 'Stats' differ in case"
+        world,
+        [stats(), stats(name="Stats")],
+        DuplicateNameError,
+        "'stats' and 'Stats' differ in case",
     )
 
 
 def test_a_view_and_an_on_demand_view_of_one_name(world):
-    refused(world, [stats(), made([stats()], name="stats")], DuplicateNameError, "share their names")
+    refused(
+        world, [stats(), made([stats()], name="stats")], DuplicateNameError, "share their names"
+    )
 
 
 def test_two_services_of_one_name(world):
@@ -343,7 +384,9 @@ def test_different_things_of_one_name(world, kind):
         other = stats(name="b", entities=[Entity(name="driver", join_keys=["trips"])])
     else:
         other = stats(name="b", source=source(event_timestamp="learnt"))
-    refused(world, [stats(name="a"), other], DuplicateNameError, "Two declarations are called 'driver")
+    refused(
+        world, [stats(name="a"), other], DuplicateNameError, "Two declarations are called 'driver"
+    )
 
 
 def test_equal_entities_and_sources_may_be_made_again(world):
@@ -365,7 +408,8 @@ def test_services_refer_by_object_by_view_by_feature_and_by_alias(world):
     other = view.alias("rival", join_keys={"driver_id": "rival_id"})["rate"]
     on_demand = made([view["rate"], REQUEST])
     service = FeatureService(
-        name="s", features=[view, "stats", "stats:trips", view["rate"], other, on_demand, "made_view:made"]
+        name="s",
+        features=[view, "stats", "stats:trips", view["rate"], other, on_demand, "made_view:made"],
     )
     found = world.compile(service).services["s"].features
     both = Selection(view="stats", features=("rate", "trips"), alias="stats")
@@ -416,7 +460,10 @@ def test_one_alias_for_two_joins_is_refused(world):
     view = stats()
     pair = [view.alias("rival", join_keys={"driver_id": k}) for k in ("a", "b")]
     error = refused(
-        world, [view, FeatureService(name="s", features=pair)], DefinitionError, "two different joins"
+        world,
+        [view, FeatureService(name="s", features=pair)],
+        DefinitionError,
+        "two different joins",
     )
     assert error.where == "FeatureService 's', definitions/d.py:2"
 

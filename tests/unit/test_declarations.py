@@ -46,7 +46,10 @@ def test_a_missing_argument_is_named():
     ("make", "words"),
     [
         (lambda: Entity("driver"), ["by name", "Entity(name=...)"]),
-        (lambda: Entity(name="d", join_keys="d"), ["'join_keys': a list is needed", "join_keys=[...]"]),
+        (
+            lambda: Entity(name="d", join_keys="d"),
+            ["'join_keys': a list is needed", "join_keys=[...]"],
+        ),
         (lambda: Entity(name="d", join_keys=[1]), ["join_keys[0]", "a text is needed"]),
         (lambda: Entity(name="d", join_keys=[]), ["one join key or more"]),
         (lambda: Entity(name="d", join_keys=["a", "A"]), ["differ"]),
@@ -80,7 +83,9 @@ def test_a_missing_argument_is_named():
         (lambda: source(field_mapping={"a": "x", "b": "X"}), ["two columns", "'X'"]),
         (lambda: RequestSource(name="r", fields=[Field(name="d")]), ["needs its dtype; 'd'"]),
         (
-            lambda: RequestSource(name="r", fields=[Field(name="d", dtype="int64", expression="1")]),
+            lambda: RequestSource(
+                name="r", fields=[Field(name="d", dtype="int64", expression="1")]
+            ),
             ["has no expression"],
         ),
         (lambda: FeatureService(name="s", features=stats()), ["a list is needed"]),
@@ -103,7 +108,9 @@ def test_two_entities_of_one_join_key_do_not_go_together():
 
 def test_an_on_demand_view_says_what_it_needs():
     fields = [Field(name="x", dtype="float64")]
-    refused(lambda: on_demand_feature_view(sources=stats(), features=fields)(len), "a list is needed")
+    refused(
+        lambda: on_demand_feature_view(sources=stats(), features=fields)(len), "a list is needed"
+    )
     refused(
         lambda: on_demand_feature_view(sources=[source()], features=fields)(doubled),
         "FileSource('drivers') is none of",
@@ -131,7 +138,9 @@ def test_an_on_demand_view_is_named_and_described_by_its_function_and_stays_call
 
 
 def test_selections_narrow_and_keep_their_alias():
-    chosen = stats(features=["rate", "trips"]).alias("other", join_keys={"driver_id": "rival"})["trips"]
+    chosen = stats(features=["rate", "trips"]).alias("other", join_keys={"driver_id": "rival"})[
+        "trips"
+    ]
     assert chosen == FeatureSelection(
         view="stats", features=("trips",), alias_name="other", join_keys={"driver_id": "rival"}
     )

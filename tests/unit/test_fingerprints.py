@@ -46,12 +46,28 @@ def test_a_digest_is_the_same_on_every_machine():
         ({"owner": "o"}, False),
         ({"tags": {"a": "b"}}, False),
         ({"source": SOURCE.model_copy(update={"name": "z"})}, False),
-        ({"features": (VIEW.features[0].model_copy(update={"description": "d"}), VIEW.features[1])}, False),
+        (
+            {
+                "features": (
+                    VIEW.features[0].model_copy(update={"description": "d"}),
+                    VIEW.features[1],
+                )
+            },
+            False,
+        ),
         ({"where": "a > 1"}, True),
         ({"features": VIEW.features[::-1]}, True),
         ({"features": VIEW.features[:1]}, True),
         ({"features": (FeaturePlan(name="a", dtype="int32"), VIEW.features[1])}, True),
-        ({"features": (VIEW.features[0].model_copy(update={"expression": "b"}), VIEW.features[1])}, True),
+        (
+            {
+                "features": (
+                    VIEW.features[0].model_copy(update={"expression": "b"}),
+                    VIEW.features[1],
+                )
+            },
+            True,
+        ),
         ({"join_keys": (Column(name="k", dtype="string"),)}, True),
         ({"source": SOURCE.model_copy(update={"path": "q"})}, True),
         ({"source": SOURCE.model_copy(update={"kind": "csv"})}, True),
@@ -134,9 +150,15 @@ def test_what_a_function_does_counts(text):
             "class C:\n    RATE = 1\ndef f(x): return C.RATE",
             "class C:\n    RATE = 2\ndef f(x): return C.RATE",
         ),
-        ("import re\nP = re.compile('a')\ndef f(x): return P", "import re\nP = re.compile('b')\ndef f(x): return P"),
+        (
+            "import re\nP = re.compile('a')\ndef f(x): return P",
+            "import re\nP = re.compile('b')\ndef f(x): return P",
+        ),
         ("def f(x): return (lambda y: y + 1)(x)", "def f(x): return (lambda y: y + 2)(x)"),
-        ("import math\ndef f(x): return math.sin(x)", "import cmath as math\ndef f(x): return math.sin(x)"),
+        (
+            "import math\ndef f(x): return math.sin(x)",
+            "import cmath as math\ndef f(x): return math.sin(x)",
+        ),
     ],
 )
 def test_what_a_function_uses_counts(before, after):
@@ -172,7 +194,8 @@ def test_helpers_in_other_own_modules_count():
 
 
 def test_generated_methods_of_own_classes_do_no_harm():
-    text = "from dataclasses import dataclass\n@dataclass\nclass C:\n    a: int = {}\ndef f(x): return C"
+    text = "import dataclasses\n@dataclasses.dataclass\nclass C:\n    a: int = {}\n"
+    text += "def f(x): return C"
     one, other = (code_fingerprint(function(text.format(value))) for value in (1, 2))
     assert one != other
 

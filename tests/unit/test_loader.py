@@ -176,7 +176,6 @@ def test_sub_folders_are_packages_with_or_without_init(folder):
         + "driver = d\n"
         + view(),
     )
-    write(folder, **{"teams____init__": ""})
     (folder / "teams" / "__init__.py").write_text("READY = True\n", encoding="utf-8")
     found = load(folder)
     assert found.views[0].source is found.sources[0]
@@ -220,7 +219,11 @@ def test_a_change_is_seen_even_when_size_and_time_stay(folder):
 
 
 def test_a_change_of_an_imported_module_is_seen(folder):
-    write(folder, entities=HEAD + ENTITY, views=HEAD + "from entities import driver\n" + SOURCE + view())
+    write(
+        folder,
+        entities=HEAD + ENTITY,
+        views=HEAD + "from entities import driver\n" + SOURCE + view(),
+    )
     load(folder)
     write(folder, entities=HEAD + ENTITY.replace("driver_id", "person_id"))
     assert load(folder).views[0].join_keys == ("person_id",)
@@ -275,7 +278,11 @@ def test_former_loads_do_not_pile_up(folder):
 
 
 def test_loads_in_many_threads_do_not_disturb_each_other(folder):
-    write(folder, entities=HEAD + ENTITY, views=HEAD + "from entities import driver\n" + SOURCE + view())
+    write(
+        folder,
+        entities=HEAD + ENTITY,
+        views=HEAD + "from entities import driver\n" + SOURCE + view(),
+    )
     results = []
     threads = [threading.Thread(target=lambda: results.append(load(folder))) for _ in range(4)]
     for thread in threads:
@@ -371,7 +378,10 @@ def test_an_interrupt_is_no_error_of_the_definitions(folder):
 def test_a_wrong_declaration_keeps_its_words_and_gets_its_place(folder):
     write(
         folder,
-        views=HEAD + ENTITY + SOURCE + "stats = FeatureView(\n    name='stats',\n    entties=[driver],\n"
+        views=HEAD
+        + ENTITY
+        + SOURCE
+        + "stats = FeatureView(\n    name='stats',\n    entties=[driver],\n"
         "    source=drivers,\n    features=['rate'],\n)\n",
     )
     error = refused(folder, "FeatureView('stats') has no argument 'entties'")

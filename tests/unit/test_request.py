@@ -117,7 +117,9 @@ def test_two_features_of_one_name_need_full_names():
 
 
 def test_a_view_joins_twice_under_an_alias():
-    rival = FeatureSelection(view="a", features=("x",), alias_name="rival", join_keys={"id": "other"})
+    rival = FeatureSelection(
+        view="a", features=("x",), alias_name="rival", join_keys={"id": "other"}
+    )
     plan = ask(["a:x", rival], full=True)
     assert [(j.view.name, j.alias, j.key_columns) for j in plan.joins] == [
         ("a", "a", ("id",)),
@@ -202,7 +204,10 @@ def test_what_does_not_exist_is_not_found(features, words):
         ([], ["asks for no feature"]),
         ([3], ["holds something that names no feature", "3"]),
         (stats(), ["come as a list"]),
-        ([FeatureSelection(view="a", alias_name="r", join_keys={"idd": "z"})], ["no join key of 'a'", "'id'"]),
+        (
+            [FeatureSelection(view="a", alias_name="r", join_keys={"idd": "z"})],
+            ["no join key of 'a'", "'id'"],
+        ),
         ([FeatureSelection(view="first", alias_name="r")], ["cannot have an alias"]),
     ],
 )

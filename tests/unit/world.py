@@ -85,7 +85,9 @@ class World:
 
 def source(**arguments: Any) -> FileSource:
     """Return the source of `World.drivers`, with other arguments where they are given."""
-    return FileSource(**{"name": "drivers", "path": "drivers.parquet", "event_timestamp": "ts"} | arguments)
+    return FileSource(
+        **{"name": "drivers", "path": "drivers.parquet", "event_timestamp": "ts"} | arguments
+    )
 
 
 def stats(**arguments: Any) -> FeatureView:

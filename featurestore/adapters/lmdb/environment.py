@@ -34,8 +34,8 @@ class Environment:
     """An LMDB environment. `acquire` gives it out, `release` takes it back.
 
     Locks are taken in this order, any of them left out: `write_lock`, `exclusive`, `gate`. Each
-    read holds `gate`, so that one reader slot serves the whole process and is kept; a write holds
-    the first two; who changes the map holds the last two. The driver's object is touched under
+    read holds `gate`, so that a process takes one reader slot at a time; a write holds the first
+    two; who changes the map holds the last two. The driver's object is touched under
     these locks only, and no frame outlives them that refers to it: a forked child could not open
     the file again while somebody remembers the parent's.
 
@@ -138,17 +138,16 @@ class Environment:
             OnlineStoreUnavailableError: They did not end within so many seconds.
             StorageError: The lock file cannot be opened.
         """
-        try:
-            lock_file = os.open(self.path / "write.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise folder_error(self.path, error) from error
-        self._lock_files.add(lock_file)
+        with self._gate:  # no fork sees a file that is open and not noted
+            lock_file = self._open_lock_file()
+            self._lock_files.add(lock_file)
         try:
             self._wait_for(lock_file, timeout, clock)
             yield
         finally:
-            self._lock_files.discard(lock_file)
-            os.close(lock_file)
+            with self._gate:
+                self._lock_files.discard(lock_file)
+                os.close(lock_file)
 
     def hold(self, stack: ExitStack) -> None:
         """Hold the locks of this process until the stack closes: no transaction is open then."""
@@ -168,8 +167,9 @@ class Environment:
         if self._env is not None:
             return self._env
         try:
+            # No spare transactions: a forked child would end the parent's when it drops them.
             env = lmdb.open(
-                str(self.path), map_size=self._map_size, max_readers=_MAX_READERS, max_spare_txns=1
+                str(self.path), map_size=self._map_size, max_readers=_MAX_READERS, max_spare_txns=0
             )
             env.reader_check()
         except OSError as error:
@@ -193,6 +193,12 @@ class Environment:
                 self._opened().set_mapsize(2 * self._opened().info()["map_size"])
             else:
                 self._opened().set_mapsize(0)
+
+    def _open_lock_file(self) -> int:
+        try:
+            return os.open(self.path / "write.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise folder_error(self.path, error) from error
 
     def _wait_for(self, lock_file: int, timeout: float, clock: Clock) -> None:
         pause = threading.Event()
