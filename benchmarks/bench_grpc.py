@@ -40,11 +40,12 @@ from featurestore.testing.valkey import ValkeyServer, wait_until
 
 METHOD = "/featurestore.serving.v1.FeatureServing/GetOnlineFeatures"
 THREADS = 8
+ROUNDS = 3
 _HOST = "127.0.0.1"
 _START_SECONDS = 90
 # (entities, in flight): how many requests, by the time that each server takes for one.
 CASES = ((1, 1), (1, 16), (100, 1), (100, 16))
-_REQUESTS = {"ours": (6_000, 1_500), "echo": (10_000, 5_000), "grpc": (800, 60), "http": (200, 40)}
+_REQUESTS = {"ours": (3_000, 1_000), "echo": (5_000, 3_000), "grpc": (800, 60), "http": (200, 32)}
 _BARS = {
     1: {"Feast HTTP": 25.0, "Feast gRPC": 4.5, "echo": 0.55},
     100: {"Feast HTTP": 100.0, "Feast gRPC": 30.0},
@@ -73,7 +74,9 @@ def run(sizes: Sizes) -> list[Table]:
     table.notes += [
         f"Load: {tool()}. One request over and over; in flight 16 is 4 connections of 4 (gRPC) or 16"
         " of 1 (HTTP).",
+        f"The best of {ROUNDS} rounds of each case, for every server alike.",
         f"Server: grpcio with {THREADS} threads, the default; the echo returns as many bytes.",
+        "Feast is asked by references: with a feature service it takes 3 ms more a request.",
         "Before: the values of ours and of both peers were compared, and every answer's size.",
     ]
     return [table, _ratios(table, rates)]
@@ -131,11 +134,14 @@ class _Bench:
         peer(python, "apply", repo=repo, views=declared, redis=f"{_HOST}:{valkey.port}")
         peer(python, "materialize", repo=repo)
         program = [str(Path(python).parent / "feast"), "-c", repo]
+        # By references it answers several times faster than by a feature service.
+        features = [f"{view.name}:{name}" for view in self._views for name in view.features]
         port = free_port()
         bodies = {n: self._folder / f"feast-http-{n}" for n in (1, 100)}
         for n, path in bodies.items():
-            asked = {"feature_service": "service", "entities": {"entity_id": list(range(n))}}
-            path.write_text(json.dumps(asked))
+            path.write_text(
+                json.dumps({"features": features, "entities": {"entity_id": list(range(n))}})
+            )
         command = [*program, "serve", "--port", str(port), "--no-access-log"]
         # Its workers end after 1,000 requests by default; a restart is not what is measured here.
         command += ["--max-requests", "0"]
@@ -147,7 +153,8 @@ class _Bench:
         port = free_port()
         bodies = {n: self._folder / f"feast-grpc-{n}" for n in (1, 100)}
         for n, path in bodies.items():
-            method = peer(python, "grpc_body", path=str(path), ids=list(range(n)))["method"]
+            asked = {"path": str(path), "features": features, "ids": list(range(n))}
+            method = peer(python, "grpc_body", **asked)["method"]
         command = [*program, "listen", "--address", f"{_HOST}:{port}"]
         with _server(command, port, self._folder / "feast-grpc.log") as pid:
             for n, path in bodies.items():
@@ -174,14 +181,23 @@ class _Bench:
             target = Target(protocol, port, path, str(bodies[entities]), size)
             requests = _REQUESTS[kind][entities != 1] * self._scale
             drive(target, max(in_flight, requests // 10), in_flight)
-            before = cpu_seconds(pid), cpu_seconds(store.pid) if store else 0.0
-            load = drive(target, requests, in_flight)
-            server = (cpu_seconds(pid) - before[0]) / requests
-            held = (cpu_seconds(store.pid) - before[1]) / requests if store else None
+            rounds = [self._round(target, requests, in_flight, pid, store) for _ in range(ROUNDS)]
+            load, server, held = max(rounds, key=lambda found: found[0].rate)
             self._rates[name, entities, in_flight] = load.rate
             if name == "ours, Valkey":
                 self._rates["cpu", entities, in_flight] = server
             self._add(name, entities, in_flight, load, server, held)
+
+    @staticmethod
+    def _round(
+        target: Target, requests: int, in_flight: int, pid: int, store: ValkeyServer | None
+    ) -> tuple[Load, float, float | None]:
+        """Return the load, and the seconds a request of the server and of the store."""
+        before = cpu_seconds(pid), cpu_seconds(store.pid) if store else 0.0
+        load = drive(target, requests, in_flight)
+        server = (cpu_seconds(pid) - before[0]) / requests
+        held = (cpu_seconds(store.pid) - before[1]) / requests if store else None
+        return load, server, held
 
     def _add(
         self,

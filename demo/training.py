@@ -59,8 +59,8 @@ def train(story: Story, store: FeatureStore, until: datetime) -> None:
 
 
 def _share_matched(rows: pa.Table, view: str) -> float:
-    events = rows.column(f"{view}__event_timestamp")
-    return (len(events) - events.null_count) / max(1, len(events))
+    missing: int = rows.column(f"{view}__event_timestamp").null_count
+    return float((rows.num_rows - missing) / max(1, rows.num_rows))
 
 
 def _tell_leak(story: Story, known: pa.Table, healed: pa.Table) -> None:

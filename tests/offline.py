@@ -21,9 +21,10 @@ from featurestore.compile.plan import (
     ViewPlan,
     table_id,
 )
+from featurestore.dtypes import DType
 from featurestore.ports.registry import Ledger, LedgerEntry, ProjectState
 from featurestore.ports.tables import TableFile
-from featurestore.semantics.reference import ReferenceRow
+from featurestore.semantics.reference import ReferenceRow, canonical
 from featurestore.semantics.timeline import MAX_INSTANT, MIN_INSTANT
 from featurestore.services.historical import HistoricalReader
 from featurestore.services.on_demand import OnDemandFunctions
@@ -180,8 +181,6 @@ def entity_table(
     return pa.table(columns)
 
 
-def same_bits(found: Any, expected: Any) -> bool:
-    """Whether two values are the same, NaN equal to NaN and -0.0 not to 0.0."""
-    return repr(found) == repr(expected)
-
-
+def same_bits(found: Any, expected: Any, dtype: DType) -> bool:
+    """Whether two values are the same bit for bit: NaN equals NaN, and -0.0 is not 0.0."""
+    return canonical((found,), (dtype,)) == canonical((expected,), (dtype,))

@@ -128,11 +128,12 @@ def historical(
     return {"seconds": seconds, "cpu": cpu, "rows": table.num_rows}
 
 
-def grpc_body(path: str, ids: list[int]) -> dict[str, Any]:
-    """Write the request of `feast listen` for these entities, as it travels."""
+def grpc_body(path: str, features: list[str], ids: list[int]) -> dict[str, Any]:
+    """Write the request of `feast listen` for these references and entities, as it travels."""
     from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesRequest
 
-    request = GetOnlineFeaturesRequest(feature_service="service")
+    request = GetOnlineFeaturesRequest()
+    request.features.val.extend(features)
     for number in ids:
         request.entities["entity_id"].val.add().int64_val = number
     Path(path).write_bytes(request.SerializeToString())

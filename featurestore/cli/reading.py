@@ -199,7 +199,7 @@ def _local_types(
 
     state = store.services.state.get()
     # Full names: what two features would be called in the result is no matter here.
-    plan = resolve(state.catalog, state.serving, features, full_feature_names=True)
+    plan = resolve(state.answering, state.serving, features, full_feature_names=True)
     keys = {name: key.type for name, key in plan.key_columns}
     return keys, {field.name: field.type for field in plan.request_fields}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from featurestore.compile.plan import Catalog, Plan, ViewPlan
+from featurestore.compile.plan import Catalog, OnDemandPlan, Plan, ServicePlan, ViewPlan
 from featurestore.ports.engine import SourceFile
 
 RunState = Literal["running", "succeeded", "failed"]
@@ -33,12 +33,29 @@ class ProjectState(Plan):
         serving: The view plans that reads are answered from. A view whose table is being rebuilt
             keeps its former plan here until the new table is complete.
         retired: Tables that served before.
+        former_services: Services that ask for features of a table which is not complete yet, as
+            they were before.
+        former_on_demand: The same for on-demand views.
     """
 
     revision: int = 0
     catalog: Catalog
     serving: dict[str, ViewPlan] = {}
     retired: tuple[RetiredTable, ...] = ()
+    former_services: dict[str, ServicePlan] = {}
+    former_on_demand: dict[str, OnDemandPlan] = {}
+
+    @property
+    def answering(self) -> Catalog:
+        """The definitions that requests are answered by: the applied ones as far as they can be."""
+        if not self.former_services and not self.former_on_demand:
+            return self.catalog
+        return self.catalog.model_copy(
+            update={
+                "services": {**self.catalog.services, **self.former_services},
+                "on_demand": {**self.catalog.on_demand, **self.former_on_demand},
+            }
+        )
 
 
 class Version(Plan):

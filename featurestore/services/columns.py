@@ -24,6 +24,8 @@ from featurestore.services.lossless import lossless
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_INT64 = DType("int64")
+
 
 class InputRows:
     """Rows that came with a call, read column by column.
@@ -104,9 +106,11 @@ class InputRows:
     def key(self, name: str, dtype: DType, needed_by: str) -> pa.Array:
         """Return a join key's column; a NaN among floats is null, as pandas writes it.
 
+        Integers come as int64, whatever was declared: a key is its value.
+
         Args:
             name: The column.
-            dtype: The declared type, int64 for every integer: a key is its value.
+            dtype: The declared type.
             needed_by: Who joins by it, for errors.
 
         Raises:
@@ -190,7 +194,7 @@ def _key(array: pa.Array, dtype: DType) -> pa.Array | None:
 
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
-    return lossless(array, dtype)
+    return lossless(array, _INT64 if dtype.scalar == "int32" else dtype)
 
 
 def _arrow(values: Any, dtype: DType) -> pa.Array | None:

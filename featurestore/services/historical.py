@@ -167,7 +167,7 @@ class HistoricalReader:
 
     def _resolve(self, features: FeaturesArgument, *, full_names: bool) -> RequestPlan:
         state = self._state.get()
-        return resolve(state.catalog, state.serving, features, full_feature_names=full_names)
+        return resolve(state.answering, state.serving, features, full_feature_names=full_names)
 
     def _retrieval(
         self,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurestore.compile.request import FeaturesArgument, Join, RequestPlan, slot
-from featurestore.dtypes import DType, parse
+from featurestore.dtypes import DType
 from featurestore.errors import RequestError
 from featurestore.model.declarations import (
     FeatureSelection,
@@ -23,7 +23,7 @@ from featurestore.semantics.keys import namespace
 from featurestore.semantics.packed import PackedReader
 from featurestore.services.response import FeatureLayout, Layout, SourceLayout
 
-INT64 = parse("int64")
+_LONGEST_REPR = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class KeyGroup:
 
     Attributes:
         columns: The columns of the entity rows.
-        dtypes: The types by which they are encoded: every integer as int64, by its value.
+        dtypes: Their declared types.
         needed_by: Who joins by it, for errors.
     """
 
@@ -94,9 +94,7 @@ class Lookup:
                 got="online=False",
                 hint="Declare it with online=True, or ask for historical features.",
             )
-        dtypes = tuple(
-            INT64 if key.dtype in {"int32", "int64"} else key.type for key in view.join_keys
-        )
+        dtypes = tuple(key.type for key in view.join_keys)
         same = [(group.columns, group.dtypes) for group in self.groups]
         if (join.key_columns, dtypes) not in same:
             self.groups.append(KeyGroup(join.key_columns, dtypes, f"FeatureView '{view.name}'"))
@@ -121,13 +119,19 @@ class Lookup:
 
 
 def features_key(features: FeaturesArgument) -> Hashable:
-    """Return what tells one `features` argument from another, None when it is not worth knowing."""
+    """Return what tells one `features` argument from another.
+
+    Raises:
+        RequestError: It is neither a service nor a list.
+    """
     if isinstance(features, str):
         return features
     if isinstance(features, FeatureService):
         return features.name
     if not isinstance(features, list | tuple):
-        return None
+        raise RequestError(
+            "Features come as a list.", got=f"{features!r}"[:_LONGEST_REPR], hint="Write [...]."
+        )
     key = tuple(features)
     try:
         hash(key)

@@ -26,7 +26,7 @@ from featurestore.semantics.timeline import (
     to_instant,
 )
 from featurestore.services.columns import InputRows
-from featurestore.services.lookup import INT64, KeyGroup, Lookup, LookupJoin, features_key
+from featurestore.services.lookup import KeyGroup, Lookup, LookupJoin, features_key
 from featurestore.services.lossless import lossless
 from featurestore.services.on_demand import OnDemandFunctions, run_steps
 from featurestore.services.response import ArrowBlock, Block, OnlineResponse
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _REMEMBERED = 256
 _FEW_ROWS = 8
-_EXACT_TYPES = {"int64": int, "string": str, "bytes": bytes, "bool": bool}
+_EXACT_TYPES = {"int32": int, "int64": int, "string": str, "bytes": bytes, "bool": bool}
 
 
 class OnlineReader:
@@ -129,16 +129,15 @@ class OnlineReader:
             lookups = {}
             self._prepared = (state, lookups)
         key = features_key(features)
-        found = None if key is None else lookups.get((key, full_feature_names))
+        found = lookups.get((key, full_feature_names))
         if found is None:
             plan = resolve(
-                state.catalog, state.serving, features, full_feature_names=full_feature_names
+                state.answering, state.serving, features, full_feature_names=full_feature_names
             )
             found = Lookup(self.project, plan)
-            if key is not None:
-                if len(lookups) >= _REMEMBERED:
-                    lookups.clear()
-                lookups[key, full_feature_names] = found
+            if len(lookups) >= _REMEMBERED:
+                lookups.clear()
+            lookups[key, full_feature_names] = found
         return found
 
     def _request_fields(self, lookup: Lookup, rows: InputRows, request: Any) -> dict[str, pa.Array]:
@@ -258,8 +257,7 @@ def _echo(lookup: Lookup, rows: InputRows) -> list[pa.Array]:
     """Return the key columns as they were understood: of their declared type where they fit."""
     columns = []
     for name, dtype in lookup.key_columns:
-        integer = dtype.scalar in {"int32", "int64"}
-        array = rows.key(name, INT64 if integer else dtype, "join key")
+        array = rows.key(name, dtype, "join key")
         echoed = lossless(array, dtype)
         columns.append(array if echoed is None else echoed)
     return columns
@@ -283,9 +281,8 @@ def _too_early(
     item: LookupJoin, rows: InputRows, row: int, event: int, as_of: int
 ) -> AsOfBeforeRowError:
     view = item.join.view.name
-    dtypes = [INT64 if k.dtype == "int32" else k.type for k in item.join.view.join_keys]
-    pairs = zip(item.join.key_columns, dtypes, strict=True)
-    keys = [f"{name}={rows.key(name, t, view)[row].as_py()!r}" for name, t in pairs]
+    pairs = zip(item.join.key_columns, item.join.view.join_keys, strict=True)
+    keys = [f"{name}={rows.key(name, key.type, view)[row].as_py()!r}" for name, key in pairs]
     return AsOfBeforeRowError(
         f"The row of '{view}' that is kept online is newer than 'as_of'.",
         where=f"view '{view}', {', '.join(keys) or 'no entity'}",

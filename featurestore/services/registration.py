@@ -1,9 +1,10 @@
 """Plan and apply: definitions become the applied ones, and reads go over to complete tables only.
 
 A publication is one compare-and-swap of the whole project state. A view whose rows change keeps
-serving from its former table until the new one covers as much (`complete`); tables that nobody
-needs any more are `retired`, and deleted after a while (`sweep`). Only what is this project's own
-is ever deleted (law M7), and only after the publication that says so.
+serving from its former table until the new one covers as much (`complete`), and services that ask
+for more than that are answered as before. Tables that nobody needs any more are `retired`, and
+deleted after a while (`sweep`). Only what is this project's own is ever deleted (law M7), and only
+after the publication that says so.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from featurestore.compile.answering import former_references
 from featurestore.compile.catalog import SourceEyes, compile_catalog
 from featurestore.compile.diff import ApplyPlan, diff
 from featurestore.compile.plan import Catalog, ViewPlan
@@ -187,7 +189,7 @@ class Registration:
                 return None
             if serving == applied or not self._takes_over(serving, applied):
                 return None
-            return self._with_serving(state, {**state.serving, view.name: applied})
+            return self._with_serving(state, state, {**state.serving, view.name: applied})
 
         state = self._change(switched, applied_by, f"'{view.name}' serves from its new table")
         serving = state.serving.get(view.name)
@@ -223,16 +225,15 @@ class Registration:
             old = base.serving.get(name)
             serving[name] = new if old is None or self._takes_over(old, new) else old
         state = base.model_copy(update={"catalog": planned.catalog})
-        former = (*base.catalog.views.values(), *base.serving.values())
-        return self._with_serving(state, serving, former)
+        return self._with_serving(base, state, serving)
 
     def _with_serving(
-        self, state: ProjectState, serving: dict[str, ViewPlan], former: Iterable[ViewPlan] = ()
+        self, base: ProjectState, state: ProjectState, serving: dict[str, ViewPlan]
     ) -> ProjectState:
         """Return a state with other pointers; tables that nothing points to any more retire."""
         used = {_key(plan) for plan in (*state.catalog.views.values(), *serving.values())}
-        retired = {(table.view, table.table_fingerprint): table for table in state.retired}
-        for plan in (*former, *state.serving.values()):
+        retired = {(table.view, table.table_fingerprint): table for table in base.retired}
+        for plan in (*base.catalog.views.values(), *base.serving.values()):
             retired.setdefault(
                 _key(plan),
                 RetiredTable(
@@ -242,7 +243,15 @@ class Registration:
                 ),
             )
         kept = tuple(table for key, table in retired.items() if key not in used)
-        return state.model_copy(update={"serving": serving, "retired": kept})
+        services, on_demand = former_references(state.catalog, base.answering, serving)
+        return state.model_copy(
+            update={
+                "serving": serving,
+                "retired": kept,
+                "former_services": services,
+                "former_on_demand": on_demand,
+            }
+        )
 
     def _takes_over(self, old: ViewPlan, new: ViewPlan) -> bool:
         """Whether a view may serve from another plan's table without losing anything."""

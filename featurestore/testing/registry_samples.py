@@ -92,6 +92,8 @@ def full_state(project: str, revision: int = 0) -> ProjectState:
         ),
         serving={"weather": view_plan(fingerprint="ffee000000000011")},
         retired=(RetiredTable(view="weather", table_fingerprint="01d", retired_at_us=-5),),
+        former_services={"delays": service.model_copy(update={"fingerprint": "f0e"})},
+        former_on_demand={"wind_per_mile": derived.model_copy(update={"fingerprint": "f0d"})},
     )
 
 

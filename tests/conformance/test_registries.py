@@ -289,7 +289,8 @@ def test_the_suite_tells_every_field_from_its_default():
         "state.catalog.views.features.description",
     }
     ignored |= {"state.serving.features.expression", "state.serving.features.description"}
-    ignored |= {f"state.catalog.on_demand.features.{x}" for x in ("expression", "description")}
+    for on_demand in ("state.catalog.on_demand", "state.former_on_demand"):
+        ignored |= {f"{on_demand}.features.{x}" for x in ("expression", "description")}
     assert set(_defaults(state, "state")) - ignored == set()
     feature = state.catalog.views["weather"].features
     assert feature[0].description

@@ -49,7 +49,7 @@ def functions(gate: Path | None = None) -> Functions:
         return inputs.select(pl.col(name).alias(f"same_{name}") for name in inputs.columns)
 
     def failing(inputs: pl.DataFrame) -> pl.DataFrame:
-        raise KeyError("no such thing")
+        raise KeyError(inputs.columns[0])
 
     def gated(inputs: pl.DataFrame) -> pl.DataFrame:
         pause, clock = threading.Event(), SystemClock()

@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from featurestore import FeatureStore
 from featurestore.clock import FixedClock
 from featurestore.compile.plan import ViewPlan, table_id
-from featurestore.errors import FeatureNotFoundError, RequestError, SourceCorruptError
+from featurestore.errors import DataError, FeatureNotFoundError, RequestError, SourceCorruptError
 from featurestore.ports.engine import SourceFile, SourceListing
 from featurestore.ports.registry import LedgerEntry
 from featurestore.semantics.timeline import Interval, difference, to_instant, union
@@ -324,3 +326,21 @@ def test_full_ties_are_reported(repository: Repository) -> None:
     _begin(repository, [_row(1, 0, 1), _row(1, 0, 2), _row(2, 0, 5), _row(2, 0, 5)])
     report = repository.store.materialize_incremental()
     assert report.views[0].rows_tied == 2
+
+
+@pytest.mark.parametrize("vector", [[1.0], [1.0, 2.0, 3.0], [1.0, None], []], ids=str)
+def test_a_vector_that_is_none_is_refused_and_nothing_is_written(
+    vector: list[float | None], tmp_path: Path
+) -> None:
+    repository = Repository(tmp_path, "memory:")
+    view = CaseView(name="v", join_keys={"k": "int64"}, features={"x": "vector<float32, 2>"})
+    repository.define(view)
+    folder = tmp_path / "sources" / "v"
+    folder.mkdir(parents=True)
+    rows = {"k": [1, 2], "event_timestamp": [DAY, DAY], "x": [[1.0, 2.0], vector]}
+    column = pa.array(rows["x"], pa.list_(pa.float32()))
+    pq.write_table(pa.table({**rows, "x": column}), folder / "all.parquet")
+    repository.store.apply()
+    with pytest.raises(DataError, match="length"):
+        repository.store.materialize_incremental()
+    assert _table(repository.store) == []

@@ -64,7 +64,7 @@ def check(
         assert column.type.equals(feature.type.arrow, check_metadata=True)
         for found, row in zip(column.to_pylist(), wanted, strict=True):
             value = None if row is None else row.values[i]
-            assert same_bits(found, value), (feature, found, value)
+            assert same_bits(found, value, feature.type), (feature, found, value)
 
 
 def _pairs(rows: int, *_: int) -> list[tuple[int, int]]:
@@ -82,7 +82,7 @@ def is_unique(case: PointInTime) -> bool:
 
 
 @given(case=strategies.point_in_time(), by_row=st.booleans())
-@settings(_SETTINGS, max_examples=400)
+@settings(_SETTINGS, max_examples=80)
 def test_every_value_is_the_reference_s(case: PointInTime, by_row: bool) -> None:
     rows = entity_table(case.view, case.entity_rows)
     promises = [False, True] if is_unique(case) else [False]
@@ -91,6 +91,7 @@ def test_every_value_is_the_reference_s(case: PointInTime, by_row: bool) -> None
     for unique in promises:
         with offline() as project:
             project.publish([case.view])
+            project.cover_all(case.view)
             for commit in case.commits:
                 if commit:
                     project.write(case.view, commit, unique=unique)

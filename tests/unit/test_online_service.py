@@ -47,6 +47,7 @@ USERS = view("users", {"user": "int64"}, {"score": "float64", "name": "string"},
 PAIRS = view("pairs", {"left": "string", "right": "int32"}, {"weight": "float32"})
 WORLD = view("world", {}, {"rate": "float64"})
 HIDDEN = view("hidden", {"user": "int64"}, {"secret": "int64"}, online=False)
+NAIVE = datetime(2024, 6, 1)  # noqa: DTZ001  (that is the point)
 VIEWS = (USERS, PAIRS, WORLD, HIDDEN)
 
 
@@ -236,7 +237,7 @@ def test_now_is_the_instant_after_the_read(served, store, monkeypatch):
     assert served.read(["world:rate"], [{}]).as_of == NOW + timedelta(microseconds=5)
 
 
-@pytest.mark.parametrize("as_of", [datetime(2024, 6, 1), "2024-06-01T00:00:00"])
+@pytest.mark.parametrize("as_of", [NAIVE, "2024-06-01T00:00:00"])
 def test_a_naive_as_of_is_refused(served, store, as_of):
     with pytest.raises(NaiveTimestampError):
         served.read(["users:score"], [{"user": 1}], as_of=as_of)
@@ -318,7 +319,7 @@ def test_keys_of_another_type_are_refused(store, dtype, value, rows):
     assert store.reads == []
 
 
-@pytest.mark.parametrize("value", [datetime(2024, 1, 1), np.datetime64("2024-01-01T00:00:00")])
+@pytest.mark.parametrize("value", [NAIVE, np.datetime64("2024-01-01T00:00:00")])
 def test_a_naive_key_is_refused(value):
     served = Served(state([view("v", {"key": "timestamp"}, {"x": "int64"})]))
     with pytest.raises(NaiveTimestampError, match="'key'"):
@@ -328,7 +329,7 @@ def test_a_naive_key_is_refused(value):
 def test_one_zone_is_not_taken_for_all():
     served = Served(state([view("v", {"key": "timestamp"}, {"x": "int64"})]))
     with pytest.raises(NaiveTimestampError):
-        served.read(["v:x"], [{"key": NOW}, {"key": datetime(2024, 1, 1)}])
+        served.read(["v:x"], [{"key": NOW}, {"key": NAIVE}])
 
 
 def test_composite_keys_are_not_glued_together():
@@ -603,4 +604,4 @@ def test_a_naive_instant_in_the_request_is_refused():
     plan = on_demand("od", [select("users", "score")], {"x": "float64"}, {"at": "timestamp"})
     served = Served(state([USERS], [plan]), {"od": (total, plan.code_fingerprint)})
     with pytest.raises(NaiveTimestampError, match="'at' of 'request'"):
-        served.read(["od:x"], [{"user": 1}], request={"at": datetime(2024, 1, 1)})
+        served.read(["od:x"], [{"user": 1}], request={"at": NAIVE})

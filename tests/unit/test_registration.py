@@ -14,13 +14,15 @@ from featurestore.adapters.memory_tables import MemoryTables
 from featurestore.clock import FixedClock
 from featurestore.compile.declared import Declarations
 from featurestore.compile.plan import table_id
+from featurestore.compile.request import resolve
 from featurestore.errors import (
     ConflictError,
     DefinitionError,
     DestructiveChangeError,
+    NotMaterializedError,
     OnlineStoreUnavailableError,
 )
-from featurestore.model.declarations import FeatureService
+from featurestore.model.declarations import FeatureService, Field, on_demand_feature_view
 from featurestore.ports.registry import LedgerEntry
 from featurestore.ports.tables import TableFile
 from featurestore.semantics.keys import namespace
@@ -480,3 +482,55 @@ def test_rows_that_no_ledger_tells_of_go_on_serving_until_the_new_table_is_writt
     assert not shop.registration.complete(new)
     assert shop.state.serving["stats"] == old
     assert shop.registration.complete(shop.fill(new, ALL))
+
+
+def on_demand(view):
+    @on_demand_feature_view(sources=[view], features=[Field(name="made", dtype="float64")])
+    def computed(inputs):
+        return inputs
+
+    return computed
+
+
+def answers(shop, features):
+    state = shop.state
+    plan = resolve(state.answering, state.serving, features, full_feature_names=True)
+    return [output.name for output in plan.outputs]
+
+
+def test_a_service_that_asks_for_more_is_answered_as_before_until_the_table_is_complete(shop):
+    """What refers to a view that is being rebuilt goes on serving, as the view does."""
+    view = stats()
+    shop.apply(view, on_demand(view), FeatureService(name="s", features=[view, "computed"]))
+    shop.fill(shop.state.serving["stats"], ALL)
+    assert answers(shop, "s") == ["stats__rate", "computed__made"]
+
+    wider = stats(features=["rate", "trips"])
+    new_service = FeatureService(name="new", features=["stats:trips"])
+    service = FeatureService(name="s", features=[wider, "computed"], owner="ops")
+    shop.apply(wider, on_demand(wider), service, new_service)
+    assert shop.state.catalog.services["s"].owner == "ops"
+    assert answers(shop, "s") == ["stats__rate", "computed__made"]
+    assert answers(shop, ["computed"]) == ["computed__made"]
+    with pytest.raises(NotMaterializedError):
+        answers(shop, "new")
+
+    # A further change that cannot be answered yet either keeps to the one that could.
+    later = service.model_copy(update={"owner": "else"})
+    shop.apply(wider, on_demand(wider), later, new_service)
+    assert answers(shop, "s") == ["stats__rate", "computed__made"]
+
+    assert shop.registration.complete(shop.fill(shop.state.catalog.views["stats"], ALL))
+    assert answers(shop, "s") == ["stats__rate", "stats__trips", "computed__made"]
+    assert answers(shop, "new") == ["stats__trips"]
+    assert (shop.state.former_services, shop.state.former_on_demand) == ({}, {})
+    assert shop.state.answering == shop.state.catalog
+
+
+def test_a_service_without_a_former_definition_that_could_be_answered_is_not_kept(shop):
+    shop.apply(stats(), FeatureService(name="s", features=["stats"]))
+    shop.fill(shop.state.serving["stats"], ALL)
+    other = stats(name="other", features=["rate", "trips"])
+    shop.apply(other, FeatureService(name="s", features=["other:trips"]), allow_destructive=True)
+    assert answers(shop, "s") == ["other__trips"]
+    assert shop.state.former_services == {}

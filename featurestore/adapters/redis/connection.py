@@ -110,6 +110,14 @@ def connection_class(deadline: Deadline, *, tls: bool) -> type[Connection]:
         def _connect(self) -> _DeadlineSocket:
             return _DeadlineSocket(super()._connect(), deadline.left)
 
+        def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002
+            super().on_connect_check_health(check_health)
+            if not self.password:
+                # A server that wants a password cuts off who sends much without one, so that the
+                # reason is never read. Asked for little, it says so.
+                self.send_command("PING", check_health=False)
+                _reply(self)
+
     return DeadlineConnection
 
 

@@ -24,6 +24,8 @@ _REFUSED = (
     redis_errors.AuthenticationWrongNumberOfArgsError,
     redis_errors.NoPermissionError,
 )
+# Said of a command inside a script, and of a command too long for somebody unknown.
+_REFUSED_WORDS = ("ACL failure", "unauthenticated")
 _NOT_STALE = (
     *_REFUSED,
     redis_errors.BusyLoadingError,
@@ -63,7 +65,7 @@ def translate(error: BaseException, location: Location) -> FeatureStoreError:
             got=text,
             hint="Begin [online] url with redis+cluster:// or rediss+cluster://.",
         )
-    if isinstance(error, _REFUSED) or "ACL failure" in text:
+    if isinstance(error, _REFUSED) or any(words in text for words in _REFUSED_WORDS):
         return AuthenticationError(
             "The online store refused the user.",
             where=location.label,

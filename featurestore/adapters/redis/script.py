@@ -37,7 +37,7 @@ local function newer(new, old)
     local a, b = string.byte(new, i), string.byte(old, i)
     if a ~= b then return a > b end
   end
-  return #new > #old
+  return math.max(#new, 4) > math.max(#old, 4)
 end
 
 local n, won, p = #KEYS, 0, 0

@@ -32,8 +32,9 @@ _WRITE_KEYS = 5_000
 _READ_KEYS = 5_000
 _SCAN_KEYS = 1_000
 _GLOB_SPECIAL = b"*?[]\\^-"
-# A key may be redirected to where it moved, then to where it moves, and need the script there.
-_ROUNDS = 5
+# A key may be redirected to where it moved, then to where it moves, need the script there, and be
+# redirected again.
+_ROUNDS = 8
 
 _Step = tuple[int | None, Command]
 
@@ -210,7 +211,7 @@ class RedisOnlineStore:
             newer_wins(
                 [keys[i] for i in group],
                 [values[i] for i in group],
-                [] if expires_us is None else [-(-expires_us[i] // 1000) for i in group],
+                [] if expires_us is None else [_milliseconds(expires_us[i]) for i in group],
             )
             for group in groups
         ]
@@ -272,6 +273,11 @@ class RedisOnlineStore:
             if not isinstance(error, MovedError):
                 steps.append((None, ("ASKING",)))
             steps.append(step)
+
+
+def _milliseconds(instant_us: int) -> int:
+    # Rounded up; 0 alone means never.
+    return max(1, -(-instant_us // 1000)) if instant_us else 0
 
 
 def _checked(replies: list[Any]) -> list[Any]:
