@@ -8,7 +8,7 @@ RUNTIME := .venv/.installed
 DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check bench protos rooms clean
+.PHONY: help setup demo test lint check bench protos pages clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -33,13 +33,14 @@ lint: $(DEV) ## Check format, style, types, import contracts, protocol and Docke
 check: lint test ## Everything that must hold before a change goes in: lint, tests, docs.
 
 bench: $(DEV) ## Run the benchmarks; each prints its peer or floor, machine, sizes and date.
-	$(BIN)/python -m benchmarks
+	@set -e; for file in benchmarks/bench_*.py; do \
+	  echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); done
 
 protos: $(DEV) ## Write the Python code of the protocol anew.
 	PYTHON=$(BIN)/python proto/generate.sh
 
-rooms: $(DEV) ## Write the list of rooms in docs/architecture.md anew.
-	$(BIN)/python -m tests.architecture.rooms
+pages: $(DEV) ## Write the parts of docs/ that are made from the code anew.
+	$(BIN)/python -m tests.architecture.pages
 
 clean: ## Delete .venv, caches and the example's state.
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache data

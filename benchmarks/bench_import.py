@@ -38,9 +38,7 @@ def run(sizes: Sizes) -> list[Table]:
         add(label, [python, "-c", code], _modules(python, name, use), BAR_IMPORT, repeat)
     plain = [python, "-c", "import featurestore"]
     mine = add("`import featurestore`", plain, _modules(python, name), BAR_IMPORT, repeat)
-    cli = add(
-        "`featurestore --help`", [str(ours.parent / name), "--help"], "", BAR_HELP, repeat
-    )
+    cli = add("`featurestore --help`", [str(ours.parent / name), "--help"], "", BAR_HELP, repeat)
     if sizes.feast:
         theirs, few = sizes.feast, max(3, repeat // 3)
         command = [theirs, "-c", "import feast"]

@@ -44,9 +44,19 @@ def _reads(sizes: Sizes) -> Table:
     rows = sizes.pick(5_000, 20_000)
     table = Table(
         f"Online reads in process: 60 float32 features in 3 views, {rows:,} entities, microseconds",
-        ["store", "entities", "ours p50", "p99", "with to_dict() p50", "p99"]
-        + ["bare store p50", "times the bare store", "Feast p50", "with to_dict() p50"]
-        + ["times Feast"],
+        [
+            "store",
+            "entities",
+            "ours p50",
+            "p99",
+            "with to_dict() p50",
+            "p99",
+            "bare store p50",
+            "times the bare store",
+            "Feast p50",
+            "with to_dict() p50",
+            "times Feast",
+        ],
     )
     with workplace() as folder, ExitStack() as stack:
         views = make_views(folder, rows, [20, 20, 20])
@@ -122,9 +132,7 @@ def _memory(sizes: Sizes) -> Table:
         each = (_used(ours) - before) / rows
         share = each / _MEMORY_FEATURES
         reached = "yes" if share <= BAR_BYTES_A_FEATURE else "NO"
-        table.add(
-            "ours, with an expiry", number(each), number(share), BAR_BYTES_A_FEATURE, reached
-        )
+        table.add("ours, with an expiry", number(each), number(share), BAR_BYTES_A_FEATURE, reached)
         if sizes.feast:
             repo, redis = str(folder / "feast"), f"127.0.0.1:{theirs.port}"
             peer(sizes.feast, "apply", repo=repo, views=[view.for_peer()], redis=redis)

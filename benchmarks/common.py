@@ -179,6 +179,7 @@ def peer(python: str, command: str, **arguments: Any) -> dict[str, Any]:
 def _run(command: list[str], arguments: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(  # noqa: S603
         command,
+        check=False,
         cwd=ROOT,
         env=clean_environment(),
         input=json.dumps(arguments),

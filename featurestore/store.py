@@ -1,7 +1,7 @@
 """The facade: one object with the verbs of a feature store, each delegated to its service.
 
-Instants come as aware datetimes or ISO 8601 texts and go on as microseconds (law T1). Which adapters
-stand behind the services is `wiring`'s business.
+Instants come as aware datetimes or ISO 8601 texts and go on as microseconds (law T1). Which
+adapters stand behind the services is `wiring`'s business.
 """
 
 from __future__ import annotations

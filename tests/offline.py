@@ -47,6 +47,7 @@ class Offline:
     def __init__(
         self, folder: Path, *, memory_limit: int = 1_000_000_000, delta: bool = True
     ) -> None:
+        self.folder = folder
         self.clock = FixedClock(NOW)
         self.engine = DuckDBEngine(
             folder, memory_limit=memory_limit, threads=2, temp_path=folder / "spill"

@@ -3,7 +3,7 @@
     echo '{"repo": ..., ...}' | python feast_peer.py COMMAND
 
 prints one line of JSON. The benchmarks make the data, the Redis server and the requests, so that
-both sides work on the same bytes. Refuses to import anything of ours: the two environments never mix.
+both sides work on the same bytes. Imports nothing of ours: the two environments never mix.
 """
 
 from __future__ import annotations
@@ -128,12 +128,15 @@ def historical(
     return {"seconds": seconds, "cpu": cpu, "rows": table.num_rows}
 
 
-def grpc_body(path: str, features: list[str], ids: list[int]) -> dict[str, Any]:
-    """Write the request of `feast listen` for these references and entities, as it travels."""
+def grpc_body(path: str, features: list[str] | None, ids: list[int]) -> dict[str, Any]:
+    """Write a request of `feast listen` as it travels: by references, or by the service."""
     from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesRequest
 
     request = GetOnlineFeaturesRequest()
-    request.features.val.extend(features)
+    if features is None:
+        request.feature_service = "service"
+    else:
+        request.features.val.extend(features)
     for number in ids:
         request.entities["entity_id"].val.add().int64_val = number
     Path(path).write_bytes(request.SerializeToString())

@@ -40,7 +40,10 @@ class LocalFiles:
         if source.kind == "query":
             return SourceListing((), f"({source.query})", opaque=True)
         files = tuple(_file(path, source) for path in self._paths(source))
-        return SourceListing(files, self.relation(source, [file.path for file in files]))
+        # The types of CSV columns are told from all files together: some of them may read otherwise.
+        opaque = source.kind == "csv" and len(files) > 1
+        relation = self.relation(source, [file.path for file in files])
+        return SourceListing(files, relation, opaque=opaque)
 
     def relation(self, source: SourcePlan, files: Sequence[str]) -> str:
         """Return the SQL of a relation over some of the files."""

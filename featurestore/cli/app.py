@@ -35,6 +35,8 @@ class _CommandLine(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **more: Any) -> NoReturn:
         """Run a command line and exit."""
+        # Python has no stream where the caller closed it.
+        sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
         words = list(sys.argv[1:] if args is None else args)
         invocation = Invocation("json" if _asks_for_json(words) else "text")
         more["standalone_mode"] = False

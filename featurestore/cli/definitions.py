@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,6 +126,8 @@ def _confirm(project: str) -> None:
         answer = click.prompt(question, err=True, default="", show_default=False)
     except click.Abort:
         answer = ""
+    if not sys.stdin.isatty():
+        click.echo(err=True)  # nobody typed a line break
     if answer.strip() != project:
         raise RequestError(
             "Nothing was deleted: the name is not that of the project.",

@@ -94,24 +94,37 @@ def key_type(column: Column) -> str:
 
 
 def spans(spec: JoinSpec) -> str:
-    """Return the statement that finds for each key the instants between which rows matter."""
+    """Return the statement that numbers the keys that are asked for.
+
+    With each key come the instants between which rows matter. Later stages compare the numbers,
+    which is faster than comparing long or composite keys.
+    """
     low = f"min(instant) - {spec.ttl}" if spec.ttl is not None else str(MIN_INSTANT)
-    given = " AND ".join(f"{key} IS NOT NULL" for key in _keys(spec))
+    keys = _keys(spec)
+    given = " AND ".join(f"{key} IS NOT NULL" for key in keys)
     return (
-        f"CREATE TEMP TABLE {spec.name('spans')} AS SELECT {_list(_keys(spec))}{low} AS low,"
-        f" max(instant) AS high FROM ({_probe(spec)}) WHERE {given} GROUP BY"
-        f" {', '.join(_keys(spec))}"
+        f"CREATE TEMP TABLE {spec.name('spans')} AS SELECT {', '.join(keys)}, {low} AS low,"
+        f" max(instant) AS high, (row_number() OVER ())::INTEGER AS key FROM ({_entity(spec)})"
+        f" WHERE {given} GROUP BY {', '.join(keys)}"
     )
+
+
+def probes(spec: JoinSpec) -> str:
+    """Return the statement that gives each entity row the number of its key, null without one."""
+    if spec.keys:
+        source = f"({_entity(spec)}) AS e LEFT JOIN {spec.name('spans')} AS s ON {_on(spec, 'e')}"
+    else:
+        source = "(SELECT row, instant, 0 AS key FROM entity) AS e"
+    return f"CREATE TEMP TABLE {spec.name('probes')} AS SELECT row, instant, key FROM {source}"
 
 
 def matches(spec: JoinSpec) -> str:
     """Return the statement that finds each entity row's position where nothing can tie."""
     position = _within_ttl(spec, "n.moment", "n.position")
+    rows = _near(spec, "event AS moment, position", "event")
     return (
         f"CREATE TEMP TABLE {spec.name('matches')} AS SELECT e.row, {position} AS position"
-        f" FROM ({_probe(spec)}) AS e ASOF LEFT JOIN"
-        f" ({_near(spec, 'event AS moment, position', 'event')}) AS n"
-        f" ON {_on(spec, 'e', 'n', 'e.instant >= n.moment')}"
+        f" FROM {spec.name('probes')} AS e {_asof(rows)}"
     )
 
 
@@ -121,9 +134,8 @@ def found(spec: JoinSpec) -> str:
     A place is the event timestamp; with "known" it is (event, created) as one number.
     """
     if spec.known:
-        partition = f"PARTITION BY {', '.join(_keys(spec))} " if spec.keys else ""
         rows = (
-            f"SELECT {_list(_keys(spec))}moment, max(place) OVER ({partition}ORDER BY moment) AS place"
+            "SELECT key, moment, max(place) OVER (PARTITION BY key ORDER BY moment) AS place"
             f" FROM ({_near(spec, f'known AS moment, {_PLACE} AS place', 'known')})"
         )
         event = f"((n.place >> 64)::BIGINT - {_EVENT_SHIFT})"
@@ -132,21 +144,19 @@ def found(spec: JoinSpec) -> str:
         event = "n.moment"
     place = _within_ttl(spec, event, "n.place")
     return (
-        f"CREATE TEMP TABLE {spec.name('found')} AS SELECT {_list(_keys(spec, 'e'))}e.row,"
-        f" {place} AS place FROM ({_probe(spec)}) AS e ASOF LEFT JOIN ({rows}) AS n"
-        f" ON {_on(spec, 'e', 'n', 'e.instant >= n.moment')}"
+        f"CREATE TEMP TABLE {spec.name('found')} AS SELECT e.row, e.key, {place} AS place"
+        f" FROM {spec.name('probes')} AS e {_asof(rows)}"
     )
 
 
 def candidates(spec: JoinSpec) -> str:
     """Return the statement that collects all rows at the places that were found."""
     # With "known" all rows at one place were created at the same instant.
-    order = f"{_PLACE} AS place, 0 AS created" if spec.known else "event AS place, created"
-    rows = _narrow(spec)
+    columns = f"{_PLACE} AS place, 0 AS created" if spec.known else "event AS place, created"
+    rows = _near(spec, f"{columns}, position", "known" if spec.known else "event")
     return (
-        f"CREATE TEMP TABLE {spec.name('candidates')} AS SELECT n.* FROM"
-        f" (SELECT {_list(_keys(spec))}{order}, position FROM ({rows})) AS n"
-        f" SEMI JOIN {spec.name('found')} AS f ON {_on(spec, 'n', 'f', 'n.place = f.place')}"
+        f"CREATE TEMP TABLE {spec.name('candidates')} AS SELECT n.* FROM ({rows}) AS n"
+        f" SEMI JOIN {spec.name('found')} AS f ON {_same_place('n', 'f')}"
     )
 
 
@@ -155,12 +165,11 @@ def winners(spec: JoinSpec) -> str:
 
     `copies` tells how many rows tie fully; where it is more than one, `settle` decides.
     """
-    keys = _list(_keys(spec))
     return (
-        f"CREATE TEMP TABLE {spec.name('winners')} AS SELECT {keys}place, max(created) AS created,"
+        f"CREATE TEMP TABLE {spec.name('winners')} AS SELECT key, place, max(created) AS created,"
         " arg_max(position, created) AS position, arg_max(copies, created) AS copies"
-        f" FROM (SELECT {keys}place, created, min(position) AS position, count(*) AS copies"
-        f" FROM {spec.name('candidates')} GROUP BY ALL) GROUP BY {keys}place"
+        " FROM (SELECT key, place, created, min(position) AS position, count(*) AS copies"
+        f" FROM {spec.name('candidates')} GROUP BY key, place, created) GROUP BY key, place"
     )
 
 
@@ -173,12 +182,14 @@ def tied(spec: JoinSpec) -> str:
     """Return the statement that reads all features of the rows that tie fully."""
     features = spec.view.features
     values = ", ".join(f"v{i} := s.v{i}" for i in range(len(features)))
+    rows = (
+        f"SELECT c.key, c.place, c.position, {_address('c.position')}"
+        f" FROM {spec.name('candidates')} AS c JOIN {spec.name('winners')} AS w"
+        f" ON {_same_place('c', 'w')} WHERE w.copies > 1 AND c.created = w.created"
+    )
     return (
-        f"CREATE TEMP TABLE {spec.name('tied')} AS SELECT {_list(_keys(spec, 't'))}t.place,"
-        f" t.position, struct_pack({values}) AS features FROM (SELECT {_list(_keys(spec, 'c'))}"
-        f"c.place, c.position, {_address('c.position')} FROM {spec.name('candidates')} AS c"
-        f" JOIN {spec.name('winners')} AS w ON {_on(spec, 'c', 'w', 'c.place = w.place')}"
-        " WHERE w.copies > 1 AND c.created = w.created) AS t"
+        f"CREATE TEMP TABLE {spec.name('tied')} AS SELECT t.key, t.place, t.position,"
+        f" struct_pack({values}) AS features FROM ({rows}) AS t"
         f" JOIN ({_wide(spec, features)}) AS s ON {_SAME_ADDRESS.format('t')}"
     )
 
@@ -195,11 +206,10 @@ def settle(spec: JoinSpec, canonical: str) -> str:
         spec: The join.
         canonical: The function from the features to their canonical bytes.
     """
-    keys = _list(_keys(spec))
     return (
-        f"CREATE TEMP TABLE {spec.name('settled')} AS SELECT {keys}place,"
+        f"CREATE TEMP TABLE {spec.name('settled')} AS SELECT key, place,"
         f" arg_max(position, {canonical}(features)) AS position"
-        f" FROM {spec.name('tied')} GROUP BY {keys}place"
+        f" FROM {spec.name('tied')} GROUP BY key, place"
     )
 
 
@@ -210,11 +220,10 @@ def chosen(spec: JoinSpec, *, ties: bool) -> str:
         spec: The join.
         ties: Whether some rows tie fully, so that `settle` was run.
     """
-    join = f" LEFT JOIN {spec.name('winners')} AS w ON {_on(spec, 'f', 'w', 'f.place = w.place')}"
+    join = f" LEFT JOIN {spec.name('winners')} AS w ON {_same_place('f', 'w')}"
     position = "w.position"
     if ties:
-        on = _on(spec, "f", "s", "f.place = s.place")
-        join += f" LEFT JOIN {spec.name('settled')} AS s ON {on}"
+        join += f" LEFT JOIN {spec.name('settled')} AS s ON {_same_place('f', 's')}"
         position = "coalesce(s.position, w.position)"
     return (
         f"CREATE TEMP TABLE {spec.name('matches')} AS SELECT f.row, {position} AS position"
@@ -243,7 +252,7 @@ def block(spec: JoinSpec, first: int, last: int) -> list[str]:
 
 def drop(spec: JoinSpec) -> list[str]:
     """Return statements that let go of all of a join's tables but its block."""
-    tables = ["spans", "found", "candidates", "winners", "tied", "settled", "matches"]
+    tables = ["spans", "probes", "found", "candidates", "winners", "tied", "settled", "matches"]
     return [f"DROP TABLE IF EXISTS {spec.name(table)}" for table in tables]
 
 
@@ -260,40 +269,6 @@ def result(specs: Sequence[JoinSpec], given: Sequence[str]) -> str:
     source = "given" if given else "entity"
     blocks = "".join(f" POSITIONAL JOIN {spec.name('block')}" for spec in specs if spec.files)
     return f"SELECT {', '.join(columns) or 'entity.row'} FROM {source}{blocks}"
-
-
-def entities(sources: Sequence[tuple[Join, Sequence[str]]], as_of: int, *, known: bool) -> str:
-    """Return the SELECT of all keys that have a row up to an instant, sorted, with the instant.
-
-    Args:
-        sources: (view to join, its table's files); all are joined by the same columns.
-        as_of: The instant.
-        known: Whether a row counts only when it had been learnt by then.
-    """
-    selects = []
-    for join, files in sources:
-        columns = [
-            f"CAST({quote(key.name)} AS {key.type.duckdb}) AS {quote(name)}"
-            for name, key in zip(join.key_columns, join.view.join_keys, strict=True)
-        ]
-        happened = f"event_timestamp <= {instant(as_of)}"
-        if known and join.view.source.created_timestamp is not None:
-            happened += f" AND created_timestamp <= {instant(as_of)}"
-        if files:
-            rows = f"FROM {_read(files)} WHERE {happened}"
-        else:
-            rows = "WHERE false"
-            columns = [
-                f"CAST(NULL AS {key.type.duckdb}) AS {quote(name)}"
-                for name, key in zip(join.key_columns, join.view.join_keys, strict=True)
-            ]
-        selects.append(f"SELECT DISTINCT {', '.join(columns) or '1 AS one'} {rows}")
-    names = [quote(name) for name in sources[0][0].key_columns]
-    order = f" ORDER BY {', '.join(names)}" if names else ""
-    return (
-        f"SELECT {_list(names)}{instant(as_of)} AS event_timestamp"
-        f" FROM ({' UNION '.join(selects)}){order}"
-    )
 
 
 def _block_columns(spec: JoinSpec) -> list[str]:
@@ -322,21 +297,24 @@ def _address(position: str) -> str:
     return f"{file}, ({position} & {_ROW_MASK}::BIGINT) AS number"
 
 
-def _keys(spec: JoinSpec, table: str = "") -> list[str]:
-    prefix = f"{table}." if table else ""
-    return [f"{prefix}k{i}" for i in range(len(spec.keys))]
+def _keys(spec: JoinSpec) -> list[str]:
+    return [f"k{i}" for i in range(len(spec.keys))]
 
 
-def _list(columns: Sequence[str]) -> str:
-    return "".join(f"{column}, " for column in columns)
+def _on(spec: JoinSpec, table: str, condition: str = "") -> str:
+    same = [f"{table}.k{i} = s.k{i}" for i in range(len(spec.keys))]
+    return " AND ".join([*same, *([condition] if condition else [])])
 
 
-def _on(spec: JoinSpec, left: str, right: str, condition: str) -> str:
-    same = [f"{left}.k{i} = {right}.k{i}" for i in range(len(spec.keys))]
-    return " AND ".join([*same, condition])
+def _same_place(left: str, right: str) -> str:
+    return f"{left}.key = {right}.key AND {left}.place = {right}.place"
 
 
-def _probe(spec: JoinSpec) -> str:
+def _asof(rows: str) -> str:
+    return f"ASOF LEFT JOIN ({rows}) AS n ON e.key = n.key AND e.instant >= n.moment"
+
+
+def _entity(spec: JoinSpec) -> str:
     keys = "".join(f", {name} AS k{i}" for i, name in enumerate(spec.keys))
     return f"SELECT row, instant{keys} FROM entity"
 
@@ -347,7 +325,8 @@ def _within_ttl(spec: JoinSpec, event: str, value: str) -> str:
     return f"CASE WHEN e.instant - {event} <= {spec.ttl} THEN {value} END"
 
 
-def _read(files: Sequence[str]) -> str:
+def read_files(files: Sequence[str]) -> str:
+    """Return the relation over files of a table."""
     return f"read_parquet([{', '.join(literal(f) for f in files)}], hive_partitioning = false)"
 
 
@@ -369,7 +348,7 @@ def _narrow(spec: JoinSpec) -> str:
         bounds.append(f"event_timestamp >= {instant(spec.low - spec.ttl)}")
     if spec.known:
         bounds.append("created_timestamp IS NOT NULL")
-    return f"SELECT {', '.join(columns)} FROM {_read(spec.files)} WHERE {' AND '.join(bounds)}"
+    return f"SELECT {', '.join(columns)} FROM {read_files(spec.files)} WHERE {' AND '.join(bounds)}"
 
 
 def _near(spec: JoinSpec, columns: str, upper: str) -> str:
@@ -378,10 +357,9 @@ def _near(spec: JoinSpec, columns: str, upper: str) -> str:
     if spec.known:
         rows = f"SELECT *, greatest(event, created) AS known FROM ({rows})"
     if not spec.keys:
-        return f"SELECT {columns} FROM ({rows}) WHERE {upper} <= {spec.high}"
-    limits = f"{upper} <= s.high AND event >= s.low"
-    picked = f"SELECT r.* FROM ({rows}) AS r JOIN {spec.name('spans')} AS s"
-    return f"SELECT {_list(_keys(spec))}{columns} FROM ({picked} ON {_on(spec, 'r', 's', limits)})"
+        return f"SELECT 0 AS key, {columns} FROM ({rows}) WHERE {upper} <= {spec.high}"
+    limits = _on(spec, "r", f"{upper} <= s.high AND event >= s.low")
+    return f"SELECT s.key, {columns} FROM ({rows}) AS r JOIN {spec.name('spans')} AS s ON {limits}"
 
 
 def _wide(spec: JoinSpec, features: Sequence[Column]) -> str:
@@ -392,4 +370,4 @@ def _wide(spec: JoinSpec, features: Sequence[Column]) -> str:
     ]
     if spec.timestamps:
         columns += ["event_timestamp", "created_timestamp"]
-    return f"SELECT {', '.join(columns)} FROM {_read(spec.files)}"
+    return f"SELECT {', '.join(columns)} FROM {read_files(spec.files)}"

@@ -127,7 +127,12 @@ class SchedulingSettings(Section):
 
 
 class Settings(Section):
-    """All of `featurestore.toml`."""
+    """All of `featurestore.toml`.
+
+    Attributes:
+        project: The project's name; tables, online keys and definitions are kept apart by it.
+        definitions: The folder of the Python modules that declare.
+    """
 
     project: str
     definitions: str = "definitions"

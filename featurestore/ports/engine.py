@@ -37,7 +37,8 @@ class SourceListing:
     Attributes:
         files: Its files, sorted by path; empty for a query, whose files cannot be told.
         relation: The SQL of a relation over all of its files, under the source's own column names.
-        opaque: Whether changes cannot be told by files, so that each run reads everything.
+        opaque: Whether some of the files cannot be read on their own, or changes cannot be told by
+            files, so that each run reads everything.
     """
 
     files: tuple[SourceFile, ...]

@@ -49,8 +49,7 @@ class MemoryRows:
         read = {name: _read_column(columns, name, key.type) for name, key in needs.keys}
         held = InputRows(read, rows, _WHAT)
         self._keys = [
-            held.key(name, _compared(key.type), needs.needed_by[name])
-            for name, key in needs.keys
+            held.key(name, _compared(key.type), needs.needed_by[name]) for name, key in needs.keys
         ]
         asked = {f.name: _read_column(columns, f.name, f.type) for f in needs.request}
         fields = InputRows(asked, rows, _WHAT)

@@ -95,7 +95,8 @@ def _ties(spec: JoinSpec) -> str:
 
 def _statements(spec: JoinSpec, parts: list[tuple[int, int]]) -> Iterator[tuple[str, str]]:
     if spec.keys:
-        yield "span of instants for each key", join_sql.spans(spec)
+        yield "keys with their span of instants", join_sql.spans(spec)
+    yield "entity rows by number of their key", join_sql.probes(spec)
     if spec.direct:
         yield "position of the newest row", join_sql.matches(spec)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from featurestore.compile import join_sql
+from featurestore.compile import snapshot_sql
 from featurestore.compile.plan import table_id
 from featurestore.compile.request import FeaturesArgument, Join, RequestPlan, resolve, slot
 from featurestore.errors import MissingColumnError, NameClashError, RequestError, listing
@@ -272,4 +272,4 @@ def _entities(plan: RequestPlan, tables: Sequence[JoinTable], as_of: int, *, kno
         (table.join, [file.path for file in table.snapshot.files if file.min_event <= as_of])
         for table in keyed
     ]
-    return join_sql.entities(sources, as_of, known=known)
+    return snapshot_sql.entities(sources, as_of, known=known)

@@ -171,7 +171,8 @@ class Materializer:
         """Wait for all runs; an interrupt stops them, waits for their last words and goes on."""
         try:
             while pending:
-                _, pending = wait(pending, return_when=FIRST_COMPLETED)
+                # Not for ever: once Polars is loaded, Ctrl-C does not end a wait without a limit.
+                _, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             while pending:

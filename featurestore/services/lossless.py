@@ -31,20 +31,29 @@ def lossless(array: pa.Array, dtype: DType, *, rounding: bool = False) -> pa.Arr
     """
     import pyarrow as pa
 
-    target = dtype.arrow
-    if array.type == target:
-        return array if _whole_vectors(array, dtype) else None
-    if array.null_count == len(array):
-        return pa.nulls(len(array), target)
+    if array.type == dtype.arrow:
+        converted = array
+    elif array.null_count == len(array):
+        converted = pa.nulls(len(array), dtype.arrow)
+    else:
+        converted = _cast(array, dtype, rounding=rounding)
+    return converted if converted is not None and _whole_vectors(converted, dtype) else None
+
+
+def _cast(array: pa.Array, dtype: DType, *, rounding: bool) -> pa.Array | None:
+    import pyarrow as pa
+
+    if dtype.container == "list" and _has_no_items(array):
+        # Lists without any value are lists of anything.
+        return pa.array(array.to_pylist(), type=dtype.arrow)
     if not _fits(array.type, dtype, rounding=rounding):
         return None
     try:
-        converted = array.cast(target)
+        converted = array.cast(dtype.arrow)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
-    if rounding and dtype.scalar == "float32" and _overflows(array, converted):
-        return None
-    return converted if _whole_vectors(converted, dtype) else None
+    lost = rounding and dtype.scalar == "float32" and _overflows(array, converted)
+    return None if lost else converted
 
 
 def _fits(source: pa.DataType, dtype: DType, *, rounding: bool) -> bool:
@@ -56,8 +65,6 @@ def _fits(source: pa.DataType, dtype: DType, *, rounding: bool) -> bool:
     if isinstance(source, pa.ListViewType):
         # Arrow's cast of list views loses items.
         return False
-    if dtype.container and pa.types.is_nested(source) and pa.types.is_null(source.value_type):
-        return True
     held = dtypes.from_arrow(source)
     if held is None or bool(held.container) != bool(dtype.container):
         return False
@@ -70,6 +77,15 @@ def _scalar_fits(held: str, declared: str, *, rounding: bool) -> bool:
     if (held, declared) == ("float64", "float32"):
         return rounding
     return held == declared or (held in _NUMBERS and declared in _NUMBERS)
+
+
+def _has_no_items(array: pa.Array) -> bool:
+    import pyarrow as pa
+
+    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        return False
+    items = array.flatten()
+    return bool(items.null_count == len(items))
 
 
 def _whole_vectors(array: pa.Array, dtype: DType) -> bool:

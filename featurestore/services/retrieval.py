@@ -137,6 +137,7 @@ class Retrieval:
     ) -> None:
         if spec.keys:
             session.run(join_sql.spans(spec))
+        session.run(join_sql.probes(spec))
         if spec.direct:
             session.run(join_sql.matches(spec))
         else:

@@ -53,13 +53,16 @@ def write_plain(column: pb.Column, dtype: DType, plain: Plain) -> None:
 def write_arrow(column: pb.Column, array: pa.Array) -> None:
     """Fill a column's values and validity from an Arrow array of one of our types, or of nulls.
 
-    Nulls without a type travel as bools, all null: a column of nulls is of any type.
+    Nulls without a type travel as bools, all null: a column of nulls is of any type. So do the
+    items of lists that have none.
 
     Raises:
         RequestError: The array is of no type of ours.
     """
     if pa.types.is_null(array.type):
-        array = pa.nulls(len(array), pa.bool_())
+        array = array.cast(pa.bool_())
+    elif pa.types.is_list(array.type) and pa.types.is_null(array.type.value_type):
+        array = array.cast(pa.list_(pa.bool_()))
     dtype = dtypes.from_arrow(array.type)
     if dtype is None:
         raise RequestError(f"A column of type {array.type} cannot be sent.")

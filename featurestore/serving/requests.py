@@ -163,7 +163,8 @@ def _sendable(values: Any) -> tuple[pa.Array | None, str]:
         return None, f"values of {', '.join(kinds)}"
     if pa.types.is_timestamp(array.type) and array.type.tz is None:
         return None, _NAIVE
-    if pa.types.is_null(array.type) or dtypes.from_arrow(array.type) is not None:
+    items = array.type.value_type if pa.types.is_list(array.type) else array.type
+    if pa.types.is_null(items) or dtypes.from_arrow(array.type) is not None:
         return array, ""
     return None, str(array.type)
 

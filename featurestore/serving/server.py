@@ -11,7 +11,6 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import structlog
@@ -29,6 +28,7 @@ from featurestore.model.settings import ServingSettings
 from featurestore.services.online import OnlineReader
 from featurestore.serving.client import SERVICE
 from featurestore.serving.info import write_info
+from featurestore.serving.pool import DaemonPool
 from featurestore.serving.requests import read_request
 from featurestore.serving.status import code_of, metadata_of
 from featurestore.serving.v1 import serving_pb2 as pb
@@ -66,7 +66,7 @@ class FeatureServer:
         self._troubles: dict[str, str] = {}
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
-        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="serve")
+        self._pool = DaemonPool(settings.threads)
         self._server = grpc.server(
             self._pool,
             options=(
@@ -125,7 +125,9 @@ class FeatureServer:
         }
         try:
             self.start()
-            asked.wait()
+            # Not for ever: once Polars is loaded, Ctrl-C does not end a wait without a limit.
+            while not asked.wait(0.5):
+                pass
             self.stop()
         finally:
             for number, handler in held.items():

@@ -47,7 +47,7 @@ def metadata_of(error: FeatureStoreError) -> tuple[tuple[str, bytes], ...]:
     """Return the trailing metadata that carries an error."""
     known = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _CLASSES)
     parts = {part: _shortened(getattr(error, part)) for part in _PARTS}
-    return ((METADATA_KEY, json.dumps({"class": known, **parts}).encode()),)
+    return ((METADATA_KEY, json.dumps({"class": known, **parts}, ensure_ascii=False).encode()),)
 
 
 def error_of(failure: Any, address: str) -> FeatureStoreError:

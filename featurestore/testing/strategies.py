@@ -153,9 +153,7 @@ def point_in_time(draw: st.DrawFn, name: str = "view") -> PointInTime:
     rows = _rows(view, pool, when)
     commits = draw(st.lists(st.lists(rows, min_size=1, max_size=8), max_size=3))
     asked_keys = st.one_of(pool, pool, pool, keys)
-    asked = st.lists(
-        st.tuples(asked_keys, _beside(when, view.ttl_us)), min_size=1, max_size=10
-    )
+    asked = st.lists(st.tuples(asked_keys, _beside(when, view.ttl_us)), min_size=1, max_size=10)
     return PointInTime(view, tuple(tuple(part) for part in commits), tuple(draw(asked)))
 
 

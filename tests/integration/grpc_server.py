@@ -1,7 +1,8 @@
 """A feature server in a process of its own: python -m tests.integration.grpc_server '<JSON>'.
 
 Keys: `online` and `registry` (URLs), `settings` (of the server), `gate` (a file that the on-demand
-view `gated` waits for). Logs are JSON lines on standard output.
+view `gated` waits for), `calls` (a file that grows by a byte a call of `counted`). Logs are JSON
+lines on standard output.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def open_store(url: str) -> OnlineStore:
     return RedisOnlineStore.from_url(url, timeout=2.0)
 
 
-def functions(gate: Path | None = None) -> Functions:
+def functions(gate: Path | None = None, calls: Path | None = None) -> Functions:
     """Return the functions of the on-demand views that tests use."""
 
     def doubled(inputs: pl.DataFrame) -> pl.DataFrame:
@@ -58,7 +59,14 @@ def functions(gate: Path | None = None) -> Functions:
             pause.wait(0.005)
         return inputs.select(passed=pl.col("score") + 1)
 
-    found = {"doubled": doubled, "echoed": echoed, "failing": failing, "gated": gated}
+    def counted(inputs: pl.DataFrame) -> pl.DataFrame:
+        if calls is not None:
+            with calls.open("ab", buffering=0) as file:
+                file.write(b".")
+        return inputs.select(counted=pl.col("score"))
+
+    known = (doubled, echoed, failing, gated, counted)
+    found = {function.__name__: function for function in known}
     return {name: (function, CODE) for name, function in found.items()}
 
 
@@ -75,12 +83,12 @@ def main(config: dict[str, Any]) -> None:
     settings = ServingSettings(**{"address": "127.0.0.1:0", **config.get("settings", {})})
     clock = SystemClock()
     registry = SqlRegistry(config["registry"])
-    gate = config.get("gate")
+    gate, calls = (Path(config[key]) if key in config else None for key in ("gate", "calls"))
     reader = OnlineReader(
         PROJECT,
         StateCache(registry, PROJECT, clock, settings.refresh_seconds),
         open_store(config["online"]),
-        OnDemandFunctions(lambda: functions(Path(gate) if gate else None), clock),
+        OnDemandFunctions(lambda: functions(gate, calls), clock),
         clock,
     )
     FeatureServer(reader, settings).run()

@@ -344,3 +344,23 @@ def test_a_vector_that_is_none_is_refused_and_nothing_is_written(
     with pytest.raises(DataError, match="length"):
         repository.store.materialize_incremental()
     assert _table(repository.store) == []
+
+
+def test_m6_late_rows_of_csv_files_whose_types_differ_by_file(tmp_path: Path) -> None:
+    """One file holds whole numbers only, the other does not: together they are what they are."""
+    repository = Repository(tmp_path, "memory:")
+    (tmp_path / "definitions" / "case.py").write_text(
+        "from featurestore import Entity, FeatureView, FileSource\n"
+        'v = FeatureView(name="v", entities=[Entity(name="e", join_keys=["k"])], features=["x"],\n'
+        '    source=FileSource(name="s", path="csv/*.csv", event_timestamp="at_time"))\n',
+        encoding="utf-8",
+    )
+    folder = tmp_path / "csv"
+    folder.mkdir()
+    (folder / "a.csv").write_text("k,at_time,x\n1,2024-01-01T00:00:00Z,1.5\n", encoding="utf-8")
+    (folder / "b.csv").write_text("k,at_time,x\n2,2024-01-01T00:00:00Z,2\n", encoding="utf-8")
+    repository.store.apply()
+    repository.store.materialize_incremental()
+    (folder / "c.csv").write_text("k,at_time,x\n3,2023-01-01T00:00:00Z,3\n", encoding="utf-8")
+    assert repository.store.materialize_incremental().rows_written == 1
+    assert _online(repository.store, 1, 2, 3) == [1.5, 2.0, 3.0]

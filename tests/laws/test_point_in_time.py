@@ -10,21 +10,22 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import polars as pl
 import pyarrow as pa
-import pytest
+import pyarrow.parquet as pq
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from featurestore.compile.plan import ViewPlan
 from featurestore.compile.request import slot
-from featurestore.errors import NaiveTimestampError
 from featurestore.model.declarations import FeatureSelection
-from featurestore.semantics.reference import Knowledge, ReferenceRow, join
-from featurestore.semantics.timeline import to_datetime
+from featurestore.semantics.reference import Knowledge, ReferenceRow, join, newest
 from featurestore.services import retrieval
 from featurestore.testing import strategies
 from featurestore.testing.strategies import PointInTime
@@ -56,6 +57,12 @@ def expected(case: PointInTime, knowledge: Knowledge) -> list[ReferenceRow | Non
     )
 
 
+def write(project: Offline, case: PointInTime, *, unique: bool) -> None:
+    project.cover_all(case.view)
+    for commit in case.commits:
+        project.write(case.view, commit, unique=unique)
+
+
 def check(
     result: pa.Table, alias: str, case: PointInTime, wanted: list[ReferenceRow | None]
 ) -> None:
@@ -81,27 +88,24 @@ def is_unique(case: PointInTime) -> bool:
     return len(set(places)) == len(places)
 
 
-@given(case=strategies.point_in_time(), by_row=st.booleans())
+@given(case=strategies.point_in_time(), ranges=st.sampled_from(["one", "pairs"]))
 @settings(_SETTINGS, max_examples=80)
-def test_every_value_is_the_reference_s(case: PointInTime, by_row: bool) -> None:
+def test_every_value_is_the_reference_s(case: PointInTime, ranges: str) -> None:
     rows = entity_table(case.view, case.entity_rows)
     promises = [False, True] if is_unique(case) else [False]
     event(f"unique: {is_unique(case)}, full ties: {full_ties(case) > 0}")
-    references = [f"view:{feature.name}" for feature in case.view.features]
     for unique in promises:
         with offline() as project:
             project.publish([case.view])
-            project.cover_all(case.view)
-            for commit in case.commits:
-                if commit:
-                    project.write(case.view, commit, unique=unique)
+            write(project, case, unique=unique)
             for knowledge in KNOWLEDGE:
                 wanted = expected(case, knowledge)
                 event(f"{knowledge}, matched: {any(wanted)}")
-                with mock.patch.object(retrieval, "ranges", _pairs if by_row else retrieval.ranges):
+                cut = _pairs if ranges == "pairs" else retrieval.ranges
+                with mock.patch.object(retrieval, "ranges", cut):
                     job = project.reader.get_historical_features(
                         rows,
-                        references,
+                        ["view"],
                         knowledge=knowledge,
                         full_feature_names=True,
                         include_timestamps=True,
@@ -109,11 +113,112 @@ def test_every_value_is_the_reference_s(case: PointInTime, by_row: bool) -> None
                     result = job.to_arrow()
                 assert result.select(rows.column_names).equals(rows)
                 check(result, "view", case, wanted)
-                events = result["view__event_timestamp"].to_pylist()
-                assert events == [None if r is None else to_datetime(r.event) for r in wanted]
-                if case.view.source.created_timestamp is not None:
-                    created = result["view__created_timestamp"].to_pylist()
-                    assert created == [
-                        None if r is None or r.created is None else to_datetime(r.created)
-                        for r in wanted
-                    ]
+                check_timestamps(result, case.view, wanted)
+
+
+def check_timestamps(result: pa.Table, view: ViewPlan, wanted: list[ReferenceRow | None]) -> None:
+    events = result["view__event_timestamp"].cast(pa.int64()).to_pylist()
+    assert events == [None if row is None else row.event for row in wanted]
+    declared = view.source.created_timestamp is not None
+    created = result["view__created_timestamp"].cast(pa.int64()).to_pylist()
+    assert created == [row.created if row is not None and declared else None for row in wanted]
+
+
+FORMS: dict[str, Callable[[pa.Table, Path], Any]] = {
+    "arrow": lambda rows, _: rows,
+    "record batch": lambda rows, _: rows.combine_chunks().to_batches()[0],
+    "polars": lambda rows, _: pl.from_arrow(rows),
+    "polars lazy": lambda rows, _: pl.LazyFrame(pl.from_arrow(rows)),
+    "list of dicts": lambda rows, _: rows.to_pylist(),
+    "path": lambda rows, folder: pq.write_table(rows, folder / "e.parquet") or folder / "e.parquet",
+    "relative path": lambda rows, folder: pq.write_table(rows, folder / "e.parquet") or "e.parquet",
+    "query": lambda rows, folder: (
+        pq.write_table(rows, folder / "e.parquet")
+        or "SELECT * FROM read_parquet('e.parquet') WHERE row >= 0;"
+    ),
+}
+
+
+@st.composite
+def two_views(draw: st.DrawFn) -> tuple[PointInTime, PointInTime, list[Any]]:
+    first = draw(strategies.point_in_time("first"))
+    second = draw(strategies.point_in_time("second"))
+    rows = min(len(first.entity_rows), len(second.entity_rows))
+    # The alias of the first view is asked for by keys in another order, at the same instants.
+    other = draw(st.permutations(range(rows)))
+    first = replace(first, entity_rows=first.entity_rows[:rows])
+    keys = [key for key, _ in second.entity_rows[:rows]]
+    at = [instant for _, instant in first.entity_rows]
+    second = replace(second, entity_rows=tuple(zip(keys, at, strict=True)))
+    asked = [(first.entity_rows[j][0], at[i]) for i, j in enumerate(other)]
+    return first, second, asked
+
+
+@given(views=two_views(), form=st.sampled_from(sorted(FORMS)), knowledge=st.sampled_from(KNOWLEDGE))
+@settings(_SETTINGS, max_examples=40)
+def test_views_and_aliases_side_by_side_from_any_form_of_entity_rows(
+    views: tuple[PointInTime, PointInTime, list[Any]], form: str, knowledge: Knowledge
+) -> None:
+    first, second, asked = views
+    aliased = replace(first, entity_rows=tuple(asked))
+    with offline() as project:
+        project.publish([first.view, second.view])
+        write(project, first, unique=False)
+        write(project, second, unique=False)
+        rows = entity_table(first.view, first.entity_rows)
+        names = {key.name: f"other_{key.name}" for key in first.view.join_keys}
+        more = entity_table(first.view, asked, names)
+        for name in names.values():
+            rows = rows.append_column(name, more[name])
+        renamed = {key.name: f"second_{key.name}" for key in second.view.join_keys}
+        more = entity_table(second.view, second.entity_rows, renamed)
+        for name in renamed.values():
+            rows = rows.append_column(name, more[name])
+        job = project.reader.get_historical_features(
+            FORMS[form](rows, project.folder),
+            [
+                "first",
+                FeatureSelection(view="first", alias_name="other", join_keys=names),
+                FeatureSelection(view="second", alias_name="second", join_keys=renamed),
+            ],
+            knowledge=knowledge,
+            full_feature_names=True,
+        )
+        result = job.to_arrow()
+    assert result["row"].to_pylist() == list(range(len(rows)))
+    assert result.column_names[: len(rows.column_names)] == rows.column_names
+    check(result, "first", first, expected(first, knowledge))
+    check(result, "other", aliased, expected(aliased, knowledge))
+    check(result, "second", second, expected(second, knowledge))
+
+
+@given(case=strategies.point_in_time(), data=st.data(), knowledge=st.sampled_from(KNOWLEDGE))
+@settings(_SETTINGS, max_examples=30)
+def test_a_snapshot_has_every_known_entity_once_and_its_values(
+    case: PointInTime, data: st.DataObject, knowledge: Knowledge
+) -> None:
+    as_of = data.draw(st.sampled_from([at for _, at in case.entity_rows]))
+    known = {
+        row.key
+        for row in case.rows
+        if newest([row], [f.type for f in case.view.features], as_of, knowledge)
+        and None not in row.key
+    }
+    with offline() as project:
+        project.publish([case.view])
+        write(project, case, unique=False)
+        job = project.reader.get_snapshot(
+            ["view"], as_of=as_of, knowledge=knowledge, full_feature_names=True
+        )
+        result = job.to_arrow()
+    names = [key.name for key in case.view.join_keys]
+    assert result.column_names[: len(names) + 1] == [*names, "event_timestamp"]
+    keys = [tuple(row[name] for name in names) for row in result.select(names).to_pylist()]
+    if not names:
+        keys = [()] * len(result)
+    assert len(keys) == len(set(keys))
+    assert set(keys) == known
+    assert keys == sorted(keys)
+    assert set(result["event_timestamp"].cast(pa.int64()).to_pylist()) <= {as_of}
+    asked = replace(case, entity_rows=tuple((key, as_of) for key in keys))
+    check(result, "view", asked, expected(asked, knowledge))

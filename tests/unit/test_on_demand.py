@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -20,7 +21,7 @@ EVERY = view("every", {"k": "int64"}, EVERY_TYPE)
 SCORES = view("scores", {"k": "int64"}, {"score": "float64"})
 
 
-def run(plans, functions, slots, request=None, rows=2, features=None):
+def run(plans, functions, slots, request=None, *, rows=2, features=None):
     wanted = state([EVERY, SCORES], plans)
     names = features or [plan.name for plan in plans]
     plan = resolve(wanted.catalog, wanted.serving, names, full_feature_names=True)
@@ -148,6 +149,7 @@ def test_no_rows_work():
         ("list<string>", pl.Series([["1"], None], dtype=pl.List(pl.Categorical))),
         ("vector<float32, 2>", pl.Series([[1.0, 2.0], None], dtype=pl.List(pl.Float32))),
         ("float64", pl.Series([None, None], dtype=pl.Null)),
+        ("list<timestamp>", pl.Series([[], None], dtype=pl.List(pl.Null))),
     ],
     ids=lambda value: value if isinstance(value, str) else str(value.dtype),
 )
@@ -245,7 +247,7 @@ class Deployed:
 
     def load(self):
         self.loads += 1
-        return {name: ((lambda: code), code) for name, code in self.code.items()}
+        return {name: (partial(str, code), code) for name, code in self.code.items()}
 
     def get(self, code=CODE):
         return self.functions.get(on_demand("od", [], {"x": "float64"}, code=code))()

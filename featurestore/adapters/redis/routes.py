@@ -126,7 +126,8 @@ class Cluster:
 
     def redirect(self, error: AskError) -> Server:
         """Return the server that the answer names; of MOVED, remember it."""
-        client = self._current()
+        # Not by `_current`: the map is read between calls, not amid one.
+        client = self._client or self._current()
         if isinstance(error, MovedError):
             self._moves += 1
             client.nodes_manager.move_slot(error)
