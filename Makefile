@@ -32,9 +32,8 @@ lint: $(DEV) ## Check format, style, types, import contracts, protocol and Docke
 
 check: lint test ## Everything that must hold before a change goes in: lint, tests, docs.
 
-bench: $(DEV) ## Run the benchmarks; each prints its peer or floor, machine, sizes and date.
-	@set -e; for file in benchmarks/bench_*.py; do \
-	  echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); done
+bench: $(DEV) ## Run the benchmarks, beside Feast with FEAST=PYTHON, at large sizes with FULL=1.
+	$(BIN)/python -m benchmarks $(if $(FEAST),--feast $(FEAST)) $(if $(FULL),--full)
 
 protos: $(DEV) ## Write the Python code of the protocol anew.
 	PYTHON=$(BIN)/python proto/generate.sh

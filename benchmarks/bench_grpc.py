@@ -110,11 +110,11 @@ def _figures(best: dict[tuple[str, int, int], Round], rows: int) -> Table:
             micros(load.load_cpu / load.requests),
         )
     table.notes += [
-        f"Load: {tool()}. One request over and over; 16 in flight are 4 connections of 4 (gRPC) or"
-        " 16 of 1 (HTTP).",
+        f"Load: {tool()}; one request over and over.",
+        "16 in flight are 4 connections of 4 over gRPC, 16 connections over HTTP.",
         f"The fastest of {ROUNDS} rounds, in turns with all the others.",
         f"Server: grpcio with {THREADS} threads, the default; the echo returns as many bytes.",
-        "Feast is asked by a list of references, its fast way, and by a feature service, as ours is.",
+        "Feast is asked by references, its fast way, and by a feature service, as ours is.",
         "Before: the values of ours and of the peers were compared, and every answer's size.",
     ]
     return table

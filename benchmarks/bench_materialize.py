@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,10 @@ class _Case:
         size = f"{self.rows:,} rows x {len(self.view.features)} float32 features"
         self.table = Table(f"Materialize {size}", _COLUMNS)
         self.table.notes += [
-            f"The fastest of {self.rounds} rounds. Ours writes the Delta table and the online store;"
-            " Feast writes the online store only.",
-            "A core: rows by the processor time of the process and, with Valkey, of the server."
-            f" Bar: {BAR_ROWS_A_CORE:,} rows/s a core, online.",
+            f"The fastest of {self.rounds} rounds.",
+            "Ours writes the Delta table and the online store; Feast the online store only.",
+            "A core: rows by the processor time of the process and, with Valkey, of the server.",
+            f"Bar: {BAR_ROWS_A_CORE:,} rows/s a core, read and pushed online.",
             "Before: a sample of the online values was compared with the source.",
         ]
         columns = ["store", *_STAGES, "rows/s online: read and pushed"]
@@ -127,9 +128,9 @@ class _Case:
         self._add_stages(store, found)
         last = repositories[-1]
         _check(last, self.view)
-        found = self._best(lambda: fresh(materialize, folder=str(last), kind="new"))
+        again = {**found, "seconds": found["again_seconds"], "rows": found["again_rows"]}
         name = f"ours, Delta + {store}: again, nothing new"
-        self._add_ours(name, 0, found, self.peers.get(f"{store} again"))
+        self._add_ours(name, 0, again, self.peers.get(f"{store} again"))
         ids = range(0, self.rows, _LATE)
         write_rows(self.view, late, ids, seed=99, late=True)
         found = self._once(lambda: fresh(materialize, folder=str(last), kind="new"))
@@ -213,9 +214,18 @@ def materialize(folder: str, kind: str) -> dict[str, Any]:
         else:
             report = store.materialize_incremental(progress=progress)
         ended, cpu = time.perf_counter(), time.process_time() - cpu
+        again = store.materialize_incremental()
+        again_seconds = time.perf_counter() - ended
     marks.append(("", ended))
-    stages = {name: after - at for (name, at), (_, after) in zip(marks, marks[1:], strict=False)}
-    return {"seconds": ended - started, "cpu": cpu, "rows": report.rows_written, "stages": stages}
+    stages = {name: after - at for (name, at), (_, after) in pairwise(marks)}
+    return {
+        "seconds": ended - started,
+        "cpu": cpu,
+        "rows": report.rows_written,
+        "stages": stages,
+        "again_seconds": again_seconds,
+        "again_rows": again.rows_written,
+    }
 
 
 def copy_sorted(source: str, target: str) -> dict[str, Any]:

@@ -359,7 +359,7 @@ class Scheduler:
         """Tell what APScheduler says of a job that did not run, or ended in an unexpected way."""
         view = str(event.job_id).removeprefix("retry:")
         if event.code == events.EVENT_JOB_ERROR:
-            self._event("bug", view, error=event.exception)
+            self._event("bug", view, error=event.exception, text="this is a bug of featurestore")
         elif event.code == events.EVENT_JOB_MAX_INSTANCES:
             self._event("skipped", view, text="its former run still goes on")
         else:

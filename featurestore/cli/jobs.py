@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -153,6 +154,9 @@ def schedule(invocation: Invocation) -> int:
     """
     from featurestore import scheduling
 
+    if not invocation.verbose:
+        # What APScheduler logs, tracebacks included, comes as events of ours.
+        logging.getLogger("apscheduler").addHandler(logging.NullHandler())
     with scheduling.open_store(invocation.folder) as store:
         teller = _Teller(invocation)
         scheduler = scheduling.Scheduler(store, tell=teller.tell)

@@ -33,7 +33,7 @@ class OnlineStore(Protocol):
         """Store each value unless the one that is there is as new or newer; return how many won.
 
         Each key's value changes whole or not at all; the batch need not be one transaction. A key
-        may stand in the batch more than once.
+        may stand in the batch more than once: its newest value counts, and counts once.
 
         Args:
             keys: The keys.

@@ -38,6 +38,7 @@ from featurestore.serving.writer import writer_of
 _STORE_SHARE = 0.8
 _PING_SECONDS = 1.0
 _LONGEST_DETAILS = 1000
+_LAST_PORT = 65_535
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -108,7 +109,8 @@ class FeatureServer:
         self._log.info("draining", address=self.address, seconds=self._settings.drain_seconds)
         self._server.stop(self._settings.drain_seconds).wait()
         self._pool.shutdown(wait=False)
-        self._watcher.join()
+        if self._watcher.is_alive():
+            self._watcher.join()
         self._log.info("stopped", address=self.address)
 
     def run(self) -> None:
@@ -151,19 +153,17 @@ class FeatureServer:
 
     def _bind(self) -> str:
         address = self._settings.address
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > _LAST_PORT:
+            raise _cannot_listen(address)
         try:
             if self._credentials is None:
-                port = self._server.add_insecure_port(address)
+                bound = self._server.add_insecure_port(address)
             else:
-                port = self._server.add_secure_port(address, self._credentials)
+                bound = self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
-            raise SettingsError(
-                f"The server cannot listen on {address}.",
-                where="serving.address",
-                got=address,
-                hint="Is another server running there? Port 0 takes a free one.",
-            ) from error
-        return f"{address.rpartition(':')[0]}:{port}"
+            raise _cannot_listen(address) from error
+        return f"{host}:{bound}"
 
     def _guarded(
         self, method: Callable[[bytes, float | None], bytes]
@@ -241,6 +241,16 @@ class FeatureServer:
             self._log.warning("unavailable", part=name, error=troubles[name])
         for name in before.keys() - troubles.keys():
             self._log.info("available again", part=name)
+
+
+def _cannot_listen(address: str) -> SettingsError:
+    return SettingsError(
+        f"The server cannot listen on {address}.",
+        where="serving.address",
+        got=address,
+        allowed="host:port; port 0 takes a free one",
+        hint="Is another server running there?",
+    )
 
 
 def _time_left(context: grpc.ServicerContext) -> float | None:

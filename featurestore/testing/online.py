@@ -13,7 +13,7 @@ import random
 import struct
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from featurestore.ports.online import OnlineStore
 
@@ -76,7 +76,13 @@ def fresh_namespace() -> bytes:
 
 
 class OnlineStoreSuite(ABC):
-    """What every online store does. Tests take the fixture `store`, an `OnlineStore`."""
+    """What every online store does. Tests take the fixture `store`, an `OnlineStore`.
+
+    Attributes:
+        used: The namespaces of a test, for who shares a store and cleans up.
+    """
+
+    used: Sequence[bytes] = ()
 
     @abstractmethod
     def raw_items(self, store: OnlineStore) -> Mapping[bytes, bytes]:
@@ -86,6 +92,11 @@ class OnlineStoreSuite(ABC):
     def raw_put(self, store: OnlineStore, items: Mapping[bytes, bytes]) -> None:
         """Store values without the store's own code."""
 
+    def namespace(self) -> bytes:
+        """Return 8 bytes that nobody else uses."""
+        self.used = [*self.used, fresh_namespace()]
+        return self.used[-1]
+
     def behind(self, store: OnlineStore, namespace: bytes) -> dict[bytes, bytes]:
         """Return what is stored under a namespace, read without the store's own code."""
         items = self.raw_items(store).items()
@@ -93,21 +104,21 @@ class OnlineStoreSuite(ABC):
 
     def test_written_values_stand_there_byte_for_byte(self, store: OnlineStore) -> None:
         """What is written is what is stored, under the very key."""
-        space = fresh_namespace()
+        space = self.namespace()
         items = {space + bytes([i]): packed(i, payload=bytes(range(256)) * i) for i in range(1, 9)}
         assert store.write(list(items), list(items.values()), None) == len(items)
         assert self.behind(store, space) == items
 
     def test_reads_find_what_stands_there(self, store: OnlineStore) -> None:
         """A read returns what is stored, whoever stored it."""
-        space = fresh_namespace()
+        space = self.namespace()
         items = {space + b"%d" % i: packed(i, payload=os.urandom(231)) for i in range(100)}
         self.raw_put(store, items)
         assert store.read(list(items)) == list(items.values())
 
     def test_reads_keep_order_duplicates_and_gaps(self, store: OnlineStore) -> None:
         """The result has the keys' order, with duplicates, and None for what is not there."""
-        space = fresh_namespace()
+        space = self.namespace()
         a, b, gap = space + b"a", space + b"b", space + b"c"
         store.write([a, b], [packed(1), packed(2)], None)
         found = store.read([gap, b, a, gap, b, b, space, space + b"aa", a[:-1]])
@@ -115,7 +126,7 @@ class OnlineStoreSuite(ABC):
 
     def test_nothing_to_read_or_write(self, store: OnlineStore) -> None:
         """Empty batches are fine and change nothing."""
-        space = fresh_namespace()
+        space = self.namespace()
         assert store.read([]) == []
         assert store.write([], [], None) == 0
         assert store.write([], [], []) == 0
@@ -123,7 +134,7 @@ class OnlineStoreSuite(ABC):
 
     def test_many_keys_at_once(self, store: OnlineStore) -> None:
         """Batches larger than what goes into one command or transaction come back whole."""
-        space = fresh_namespace()
+        space = self.namespace()
         keys = [space + b"%d" % i for i in range(_MANY)]
         values = [packed(i) for i in range(_MANY)]
         assert store.write(keys, values, None) == _MANY
@@ -134,7 +145,7 @@ class OnlineStoreSuite(ABC):
 
     def test_large_values(self, store: OnlineStore) -> None:
         """A value of a megabyte is stored and compared like any other."""
-        key = fresh_namespace() + b"large"
+        key = self.namespace() + b"large"
         old, new = (
             packed(1, payload=b"\xff" * (1 << 20)),
             packed(1, payload=b"\xff" * (1 << 20) + b"\0"),
@@ -144,7 +155,7 @@ class OnlineStoreSuite(ABC):
 
     def test_of_each_two_values_the_newer_stays(self, store: OnlineStore) -> None:
         """Law T2 for every pair: before 1970, far ahead, later created, ties by the payload."""
-        space, rows = fresh_namespace(), ladder()
+        space, rows = self.namespace(), ladder()
         pairs = [(i, j) for i in range(len(rows)) for j in range(len(rows))]
         keys = [space + b"%d-%d" % pair for pair in pairs]
         assert store.write(keys, [rows[i] for i, _ in pairs], None) == len(pairs)
@@ -156,7 +167,7 @@ class OnlineStoreSuite(ABC):
 
     def test_any_order_and_any_number_of_retries(self, store: OnlineStore) -> None:
         """However deliveries are shuffled and repeated, the newest row stays (law O1)."""
-        space, rows, shuffled = fresh_namespace(), ladder(), random.Random(7)  # noqa: S311
+        space, rows, shuffled = self.namespace(), ladder(), random.Random(7)  # noqa: S311
         keys = [space + b"%d" % i for i in range(20)]
         deliveries = [shuffled.choices(rows, k=40) for _ in keys]
         newest = [packed(-_SIGN, payload=b"")] * len(keys)  # older than all of them
@@ -171,7 +182,7 @@ class OnlineStoreSuite(ABC):
 
     def test_the_fingerprint_does_not_order(self, store: OnlineStore) -> None:
         """The first 4 bytes are not compared: neither do they win, nor do they lose."""
-        key = fresh_namespace() + b"key"
+        key = self.namespace() + b"key"
         low, high = (packed(5, fingerprint=lead) for lead in (b"\0\0\0\0", b"\xff\xff\xff\xff"))
         newer = packed(6, fingerprint=b"\0\0\0\0")
         assert store.write([key], [low], None) == 1
@@ -183,7 +194,7 @@ class OnlineStoreSuite(ABC):
 
     def test_a_key_that_repeats_in_a_batch(self, store: OnlineStore) -> None:
         """Of one batch the newest value of a key counts, wherever it stands, and counts once."""
-        space = fresh_namespace()
+        space = self.namespace()
         a, b = space + b"a", space + b"b"
         batch = [(a, 3), (b, 9), (a, 5), (a, 4), (b, 8), (a, 5)]
         keys, values = [key for key, _ in batch], [packed(event) for _, event in batch]
@@ -196,7 +207,7 @@ class OnlineStoreSuite(ABC):
 
     def test_keys_of_any_length(self, store: OnlineStore) -> None:
         """Keys that share all but the last byte are different, however long they are."""
-        space = fresh_namespace()
+        space = self.namespace()
         items = {
             space + b"k" * length + tail: packed(length, payload=tail)
             for length in _LONG
@@ -215,7 +226,7 @@ class OnlineStoreSuite(ABC):
 
     def test_keys_of_any_bytes(self, store: OnlineStore) -> None:
         """Keys are bytes: NULs, line ends, braces and what some languages call patterns."""
-        space = fresh_namespace()
+        space = self.namespace()
         tails = [bytes([byte]) for byte in range(256)]
         tails += [
             b"",
@@ -242,6 +253,7 @@ class OnlineStoreSuite(ABC):
         """Law M7, with namespaces that are patterns of, neighbours of and inside one another."""
         salt = os.urandom(_SALT_BYTES)
         spaces = [salt + tail for tail in _GLOB + _PLAIN] + [head + salt for head in _GLOB + _PLAIN]
+        self.used = spaces
         items = {
             space + tail: packed(i)
             for i, space in enumerate(spaces)
@@ -261,7 +273,7 @@ class OnlineStoreSuite(ABC):
 
     def test_what_was_deleted_is_forgotten(self, store: OnlineStore) -> None:
         """After a namespace was deleted, an older row may be written again."""
-        space = fresh_namespace()
+        space = self.namespace()
         store.write([space + b"a"], [packed(9)], None)
         assert store.delete_namespace(space) == 1
         assert store.write([space + b"a"], [packed(1)], None) == 1
@@ -269,7 +281,7 @@ class OnlineStoreSuite(ABC):
 
     def test_expiry_is_a_hint_that_harms_nothing_fresh(self, store: OnlineStore) -> None:
         """Whatever instant comes along, a value that was just written can be read."""
-        space = fresh_namespace()
+        space = self.namespace()
         instants = [
             0,
             4_102_444_800_000_000,
@@ -291,7 +303,7 @@ class OnlineStoreSuite(ABC):
 
     def test_threads_that_write_the_same_keys(self, store: OnlineStore) -> None:
         """Many writers at once end at the newest; readers see whole rows that only get newer."""
-        space, writers, versions = fresh_namespace(), 4, 30
+        space, writers, versions = self.namespace(), 4, 30
         keys = [space + b"%d" % i for i in range(50)]
         rows = [packed(event, payload=b"%d" % event * 50) for event in range(1, versions + 1)]
         errors: list[BaseException] = []

@@ -85,10 +85,10 @@ class TestRedis(OverRedis):
 
         store = RedisOnlineStore.from_url(valkey.url, timeout=10)
         with Redis.from_url(valkey.url) as self.raw:
-            before = set(self.raw.scan_iter(count=1_000))
             yield store
-            for key in set(self.raw.scan_iter(count=1_000)) - before:
-                self.raw.unlink(key)
+            for key in self.raw.scan_iter(count=1_000):
+                if key.startswith(tuple(self.used)):
+                    self.raw.unlink(key)
         store.close()
 
 

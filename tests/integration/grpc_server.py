@@ -1,8 +1,8 @@
 """A feature server in a process of its own: python -m tests.integration.grpc_server '<JSON>'.
 
 Keys: `online` and `registry` (URLs), `settings` (of the server), `gate` (a file that the on-demand
-view `gated` waits for), `calls` (a file that grows by a byte a call of `counted`). Logs are JSON
-lines on standard output.
+view `gated` waits for), `calls` (a file that grows by a byte when `gated` or `counted` is called).
+Logs are JSON lines on standard output.
 """
 
 from __future__ import annotations
@@ -52,7 +52,13 @@ def functions(gate: Path | None = None, calls: Path | None = None) -> Functions:
     def failing(inputs: pl.DataFrame) -> pl.DataFrame:
         raise KeyError(inputs.columns[0])
 
+    def count() -> None:
+        if calls is not None:
+            with calls.open("ab", buffering=0) as file:
+                file.write(b".")
+
     def gated(inputs: pl.DataFrame) -> pl.DataFrame:
+        count()
         pause, clock = threading.Event(), SystemClock()
         end = clock.monotonic() + GATE_SECONDS
         while gate is not None and not gate.exists() and clock.monotonic() < end:
@@ -60,9 +66,7 @@ def functions(gate: Path | None = None, calls: Path | None = None) -> Functions:
         return inputs.select(passed=pl.col("score") + 1)
 
     def counted(inputs: pl.DataFrame) -> pl.DataFrame:
-        if calls is not None:
-            with calls.open("ab", buffering=0) as file:
-                file.write(b".")
+        count()
         return inputs.select(counted=pl.col("score"))
 
     known = (doubled, echoed, failing, gated, counted)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import struct
 import sys
 from pathlib import Path
 
 from featurestore.adapters.lmdb import LmdbOnlineStore
+from featurestore.adapters.lmdb import store as module
 from featurestore.errors import StorageError
+from featurestore.semantics.rows import is_newer
 from featurestore.testing.online import packed
 
 SPACE = b"\x00*space\xff"
@@ -40,9 +43,25 @@ def wait() -> None:
 def write_versions(path: str, first: str) -> None:
     """Write one version of all rows after the other and tell each."""
     store = LmdbOnlineStore(path, timeout=30)
+    everything = [rows(version) for version in range(VERSIONS)]
     for version in range(int(first), VERSIONS):
-        store.write(KEYS, rows(version), None)
+        store.write(KEYS, everything[version], None)
         say(version)
+
+
+def die_in_batch(path: str, version: str, calls: str) -> None:
+    """Write one version of all rows, and be killed after so many of them were compared."""
+    left = int(calls)
+
+    def compare(new: bytes, old: bytes) -> bool:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return is_newer(new, old)
+
+    module.is_newer = compare
+    LmdbOnlineStore(path).write(KEYS, rows(int(version)), None)
 
 
 def hold_write_lock(path: str) -> None:
@@ -102,7 +121,15 @@ def unprivileged(path: str) -> None:
 
 WORKS = {
     work.__name__: work
-    for work in (write_versions, hold_write_lock, hold_read, grow, fill_disk, unprivileged)
+    for work in (
+        write_versions,
+        die_in_batch,
+        hold_write_lock,
+        hold_read,
+        grow,
+        fill_disk,
+        unprivileged,
+    )
 }
 
 if __name__ == "__main__":

@@ -279,7 +279,7 @@ def test_sigint_in_mid_job(folder: Path) -> None:
     with FeatureStore(folder) as store:
         store.apply()
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "featurestore.cli", "--repo", str(folder), "materialize-incremental"],
+        [sys.executable, "-m", "featurestore.cli", "--repo", folder, "materialize-incremental"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -80,12 +80,27 @@ def dump(store):
         return dict(txn.cursor())
 
 
-def test_a_writer_killed_in_mid_batch(store, path, tmp_path):
+def test_a_writer_killed_amid_a_batch(store, path):
+    store.write(KEYS, rows(1), None)
+    for calls in (0, 1, 777, len(KEYS) - 1):
+        with Worker("die_in_batch", path, 2, calls) as writer:
+            writer.process.communicate()
+            assert writer.process.returncode == -signal.SIGKILL
+        assert store.read(KEYS) == rows(1)
+    with Worker("die_in_batch", path, 2, len(KEYS)) as writer:
+        writer.finish()
+    assert store.read(KEYS) == rows(2)
+
+
+def test_a_writer_killed_at_any_time(store, path, tmp_path):
     chance, version = random.Random(11), 0  # noqa: S311
     for _ in range(KILLS):
         with Worker("write_versions", path, version) as writer:
             for _ in range(chance.randint(1, 3)):
                 version = int(writer.line())
+            moment = time.monotonic() + chance.uniform(0, 0.005)  # about a transaction
+            while time.monotonic() < moment:
+                pass
             writer.kill()
             assert writer.process.returncode == -signal.SIGKILL
         # Batches behind the last acknowledged one are there whole or not at all.
@@ -309,6 +324,10 @@ def _in_child(store, child):
         right = store.write([key], [packed(child)], None) == 1
         right = right and store.read([key]) == [packed(child)]
         right = right and store.read(KEYS[100:]) == rows(1)[100:]
+        handle = store._environment.handle()
+        with handle.begin():  # under its own name, not under its parent's
+            right = right and str(os.getpid()) in handle.readers().split()
+        del handle
         store.close()
     except Exception:  # noqa: BLE001 - the status tells
         traceback.print_exc()

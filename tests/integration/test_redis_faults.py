@@ -22,7 +22,7 @@ from featurestore.errors import (
 )
 from featurestore.testing.online import fresh_namespace, packed
 from featurestore.testing.valkey import ValkeyServer, acl_user, wait_until
-from tests.integration.wire import Listener, answer, drip, hang_up, silent, tls_proxy
+from tests.integration.wire import Listener, answer, drip, fall_deaf, hang_up, silent, tls_proxy
 
 GONE = OnlineStoreUnavailableError
 SPACE = b"\x00*space\xff"
@@ -113,8 +113,10 @@ def test_a_server_that_is_stopped_and_comes_back(store, server):
 def test_connections_that_the_server_closed(store, server):
     """After a restart every idle connection is dead; no call fails for it."""
     for kind in ("read", "write", "count"):
-        store.write(KEYS, rows(1), None)
-        assert in_threads(8, lambda: store.read(KEYS)) == [rows(1)] * 8
+        idle = [store._routes._server.borrow(check=True) for _ in range(8)]
+        for connection in idle:
+            connection.connect()
+            store._routes._server.give_back(connection)
         server.stop()
         server.start()
         calls(store)[kind]()
@@ -153,10 +155,11 @@ def test_a_server_that_drips(store):
 
 def test_a_server_that_takes_nothing_in():
     """A large batch fills the buffers of a server that does not read."""
-    with socket.create_server(("127.0.0.1", 0), backlog=1) as deaf:
-        store = RedisOnlineStore.from_url(f"redis://127.0.0.1:{deaf.getsockname()[1]}", timeout=0.3)
-        values = [packed(1, payload=b"x" * 50_000)] * len(KEYS)
-        assert 0.3 <= took(lambda: store.write(KEYS, values, None)) < 0.3 + SLACK
+    with Listener(fall_deaf) as deaf:
+        store = RedisOnlineStore.from_url(deaf.url, timeout=30)
+        store.ping()
+        long = [key + b"x" * 50_000 for key in KEYS]
+        assert 0.3 <= took(lambda: store.read(long, timeout=0.3)) < 0.3 + SLACK
         store.close()
 
 

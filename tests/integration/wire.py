@@ -32,10 +32,14 @@ lyeGkoM0GYGXAiAtZj1fXCq/VcvzhNPKMMld4SYBp5wNEqX1C/0371TLxQ==
 """
 
 
+# Deals with a connection; the event is set when it is to end.
+Handler = Callable[[socket.socket, threading.Event], None]
+
+
 class Listener:
     """Listens on a free loopback port and lets a function deal with each connection."""
 
-    def __init__(self, handle: Callable[[socket.socket], None]) -> None:
+    def __init__(self, handle: Handler) -> None:
         self._handle = handle
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
@@ -63,7 +67,7 @@ class Listener:
 
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection:
-            self._handle(connection)
+            self._handle(connection, self.closing)
 
     def __enter__(self) -> Self:
         return self
@@ -78,35 +82,41 @@ class Listener:
             thread.join(10)
 
 
-def silent(connection: socket.socket) -> None:
+def silent(connection: socket.socket, _closing: threading.Event) -> None:
     """Read and never answer."""
     while connection.recv(1 << 16):
         pass
 
 
-def hang_up(connection: socket.socket) -> None:
+def hang_up(connection: socket.socket, _closing: threading.Event) -> None:
     """Close at the first word."""
     connection.recv(1)
 
 
-def answer(reply: bytes) -> Callable[[socket.socket], None]:
+def answer(reply: bytes) -> Handler:
     """Return a function that answers whatever comes with the same bytes."""
 
-    def handle(connection: socket.socket) -> None:
+    def handle(connection: socket.socket, _closing: threading.Event) -> None:
         while connection.recv(1 << 16):
             connection.sendall(reply)
 
     return handle
 
 
-def drip(connection: socket.socket) -> None:
+def drip(connection: socket.socket, closing: threading.Event) -> None:
     """Begin an answer and send on, a byte at a time, without end."""
-    pause = threading.Event()
     connection.recv(1 << 16)
     connection.sendall(b"*1\r\n$1000000\r\n")
-    while True:
+    while not closing.wait(0.02):
         connection.sendall(b"x")
-        pause.wait(0.02)
+
+
+def fall_deaf(connection: socket.socket, closing: threading.Event) -> None:
+    """Answer two questions, then read nothing more."""
+    for _ in range(2):
+        connection.recv(1 << 16)
+        connection.sendall(b"+PONG\r\n")
+    closing.wait()
 
 
 def tls_proxy(port: int, folder: Path) -> tuple[Listener, Path]:
@@ -117,7 +127,7 @@ def tls_proxy(port: int, folder: Path) -> tuple[Listener, Path]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
 
-    def handle(connection: socket.socket) -> None:
+    def handle(connection: socket.socket, _closing: threading.Event) -> None:
         with (
             context.wrap_socket(connection, server_side=True) as secure,
             socket.create_connection(("127.0.0.1", port)) as plain,
