@@ -214,17 +214,21 @@ class Scheduler:
                     self._event("skipped", view, attempt, text="another run of the view goes on")
                 elif not self._stopping:
                     self._run_claimed(view, attempt)
+        except StorageError as error:
+            self._failed(view, attempt, error)
+
+    def _run_claimed(self, view: str, attempt: int) -> None:
+        self._event("started", view, attempt)
+        try:
+            report = self._store.materialize_incremental(views=[view], attempt=attempt)
         except FeatureNotFoundError as error:
             self._event("skipped", view, attempt, error=error, text="it is applied no more")
         except FeatureStoreError as error:
             self._failed(view, attempt, error)
         except KeyboardInterrupt:
             self._event("stopped", view, attempt, text="its interval is not marked done")
-
-    def _run_claimed(self, view: str, attempt: int) -> None:
-        self._event("started", view, attempt)
-        report = self._store.materialize_incremental(views=[view], attempt=attempt)
-        self._event("succeeded", view, attempt, report=report.views[0])
+        else:
+            self._event("succeeded", view, attempt, report=report.views[0])
 
     def _schedule(self, view: str, schedule: str) -> None:
         now = self._clock.now_us()
@@ -266,7 +270,7 @@ class Scheduler:
             return
         pause = self._settings.retry_seconds * 2 ** (attempt - 1)
         due = self._clock.now_us() + int(pause * _SECOND_US)
-        # One waiting try a view: a newer one takes the older one's place.
+        self._forget(f"retry:{view}")  # one waiting try a view: the newest
         self._jobs.add_job(
             self.run_view,
             "date",

@@ -170,7 +170,7 @@ class WiredServices:
         if scheme == "lmdb":
             from featurestore.adapters.lmdb import LmdbOnlineStore
 
-            return LmdbOnlineStore(self.folder / rest)
+            return LmdbOnlineStore(self.folder / rest, timeout=settings.timeout_seconds)
         if scheme == "memory":
             from featurestore.adapters.memory_online import MemoryOnlineStore
 

@@ -208,7 +208,8 @@ def tied_rows(view: ViewPlan, rows: str) -> str:
 def newest(view: ViewPlan, rows: str, until: int) -> str:
     """Return the SELECT of each entity's newest rows by (event, created) up to an instant.
 
-    Rows that tie fully all come; the store settles them by their canonical bytes (law T2).
+    Rows that tie fully all come; the store settles them by their canonical bytes (law T2). They come
+    sorted by key, since stores that keep keys in order are written several times faster so.
     """
     names = keys(view)
     seen = f"SELECT * FROM ({rows}) WHERE event_timestamp <= {instant(min(until, MAX_INSTANT))}"
@@ -220,7 +221,8 @@ def newest(view: ViewPlan, rows: str, until: int) -> str:
     partition = f"PARTITION BY {', '.join(names)} " if names else ""
     listed = ", ".join(columns(view))
     candidates = f"SELECT s.* FROM ({seen}) AS s JOIN ({tops}) AS t ON {match}"
+    order = f" ORDER BY {', '.join(names)}" if names else ""
     return (
         f"SELECT {listed} FROM ({candidates}) QUALIFY rank() OVER"
-        f" ({partition}ORDER BY created_timestamp DESC NULLS LAST) = 1"
+        f" ({partition}ORDER BY created_timestamp DESC NULLS LAST) = 1{order}"
     )

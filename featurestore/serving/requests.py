@@ -189,7 +189,7 @@ def _write_reference(references: Any, item: Any) -> None:
     if isinstance(item, str):
         view, _, feature = item.partition(":")
         last = references[-1] if references else None
-        if feature and last is not None and last.view == view and last.features and not last.alias:
+        if feature and last is not None and last.view == view and _is_plain(last):
             last.features.append(feature)
         else:
             references.add(view=view, features=[feature] if feature else [])
@@ -210,6 +210,11 @@ def _write_reference(references: Any, item: Any) -> None:
         )
 
 
+def _is_plain(reference: pb.FeatureReference) -> bool:
+    """Whether a reference just names some features of a view."""
+    return bool(reference.features) and not reference.alias and not reference.join_keys
+
+
 def _read_features(message: pb.GetOnlineFeaturesRequest) -> FeaturesArgument:
     kind = message.WhichOneof("features")
     if kind is None:
@@ -220,8 +225,8 @@ def _read_features(message: pb.GetOnlineFeaturesRequest) -> FeaturesArgument:
 
 
 def _read_reference(reference: pb.FeatureReference) -> str | FeatureSelection:
-    plain = not reference.alias and not reference.join_keys
-    if plain and len(reference.features) <= 1:
+    renamed = reference.alias or reference.join_keys
+    if not renamed and len(reference.features) <= 1:
         return ":".join([reference.view, *reference.features])
     try:
         return FeatureSelection(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from featurestore.errors import (
@@ -27,6 +27,8 @@ from featurestore.errors import (
 from featurestore.model.settings import ServingSettings
 from featurestore.services.online import OnlineReader
 from featurestore.serving.client import SERVICE
+from featurestore.serving.health import SERVICE_NAME as HEALTH_NAME
+from featurestore.serving.health import Health
 from featurestore.serving.info import write_info
 from featurestore.serving.pool import DaemonPool
 from featurestore.serving.requests import read_request
@@ -39,8 +41,6 @@ _STORE_SHARE = 0.8
 _PING_SECONDS = 1.0
 _LONGEST_DETAILS = 1000
 _LAST_PORT = 65_535
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class FeatureServer:
@@ -63,7 +63,7 @@ class FeatureServer:
         self._settings = settings
         self._credentials = credentials
         self._log = structlog.get_logger("featurestore.serving")
-        self._health = health.HealthServicer()
+        self._health = Health(SERVICE)
         self._troubles: dict[str, str] = {}
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -105,7 +105,7 @@ class FeatureServer:
         if self._stopping.is_set():
             return
         self._stopping.set()
-        self._health.enter_graceful_shutdown()
+        self._health.end()
         self._log.info("draining", address=self.address, seconds=self._settings.drain_seconds)
         self._server.stop(self._settings.drain_seconds).wait()
         self._pool.shutdown(wait=False)
@@ -148,7 +148,7 @@ class FeatureServer:
             (grpc.method_handlers_generic_handler(SERVICE, handlers),)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     def _bind(self) -> str:
@@ -234,8 +234,7 @@ class FeatureServer:
         except Exception:  # noqa: BLE001  (the watch must go on)
             self._log.exception("the watch failed")
             return
-        for name in ("", SERVICE):
-            self._health.set(name, _NOT_SERVING if "online store" in troubles else _SERVING)
+        self._health.tell(serving="online store" not in troubles)
         self._troubles = troubles
         for name in troubles.keys() - before.keys():
             self._log.warning("unavailable", part=name, error=troubles[name])

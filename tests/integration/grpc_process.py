@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -78,6 +79,13 @@ class ServerProcess:
                 self.logs.append(json.loads(line))
             except ValueError:
                 self.logs.append({"event": line})
+
+
+def watched(channel: grpc.Channel, service: str = SERVICE) -> Iterator[str]:
+    """Yield what a server's health service says, until it ends the stream."""
+    request = health_pb2.HealthCheckRequest(service=service)
+    for answer in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=20):
+        yield str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
 def health(channel: grpc.Channel, service: str = SERVICE) -> str:

@@ -19,7 +19,7 @@ from featurestore.errors import (
 )
 from featurestore.serving.client import OnlineClient
 from featurestore.testing.valkey import ValkeyServer, wait_until
-from tests.integration.grpc_process import ServerProcess, health
+from tests.integration.grpc_process import ServerProcess, health, watched
 from tests.integration.grpc_server import open_store
 from tests.served import NOW_US, on_demand, publish, push, select, state, view
 
@@ -112,6 +112,20 @@ def test_requests_in_flight_are_finished_after_sigterm(project):
         assert [f.result(20).to_dict()["passed"] for f in waiting] == [[1.5]] * 4
         assert server.wait() == 0
         assert server.log("stopped")
+
+
+def test_those_who_watch_are_told_and_do_not_hold_up_the_end(project):
+    with (
+        project.serve(drain_seconds=30) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        watch = watched(channel)
+        assert next(watch) == "SERVING"
+        start = CLOCK.monotonic()
+        server.send(signal.SIGTERM)
+        assert list(watch) == ["NOT_SERVING"]
+        assert server.wait() == 0
+        assert CLOCK.monotonic() - start < 15
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

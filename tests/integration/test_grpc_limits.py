@@ -97,6 +97,25 @@ def test_answers_and_requests_that_are_too_large_are_refused(start):
         assert len(names(client)) == 1
 
 
+def test_a_request_whose_time_is_over_is_not_begun(start):
+    class Context:
+        def time_remaining(self):
+            return -0.001
+
+        def set_trailing_metadata(self, metadata):
+            self.metadata = metadata
+
+        def abort(self, code, details):
+            raise LookupError(code, details)
+
+    begun = []
+    handle = start()._guarded(lambda request, left: begun.append((request, left)))
+    with pytest.raises(LookupError) as caught:
+        handle(b"", Context())
+    assert caught.value.args[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert begun == []
+
+
 def test_what_goes_wrong_inside_stays_inside(start, served, logs):
     server = start()
     served.store.trouble = RuntimeError("the password is s3cret")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -278,6 +279,27 @@ def test_stores_over_one_folder_share_it(path):
     third = LmdbOnlineStore(path)
     assert third.read([KEYS[0]]) == [packed(1)]
     third.close()
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_folder_that_was_replaced(path, anew):
+    """Nothing is written to where nobody would find it; who opens the folder now gets the new."""
+    old = LmdbOnlineStore(path)
+    old.write(KEYS, rows(1), None)
+    shutil.rmtree(path)
+    if anew:
+        new = LmdbOnlineStore(path)
+        assert new.read(KEYS[:1]) == [None]
+        assert new.write(KEYS, rows(2), None) == len(KEYS)
+    with pytest.raises(StorageError, match="replaced" if anew else "No such file"):
+        old.write(KEYS, rows(3), None)
+    assert old.read(KEYS) == rows(1)
+    old.close()
+    if anew:
+        new.close()
+    store = LmdbOnlineStore(path)
+    assert store.read(KEYS) == (rows(2) if anew else [None] * len(KEYS))
+    store.close()
 
 
 def test_a_fork_amid_reads_and_writes(store):

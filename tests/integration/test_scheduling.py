@@ -71,6 +71,15 @@ def store(tmp_path, clock):
 
 
 @pytest.fixture
+def live(tmp_path):
+    """A store of now: APScheduler has its own clock, and would make up for years otherwise."""
+    write_repository(tmp_path / "shop", SystemClock())
+    with FeatureStore(tmp_path / "shop") as opened:
+        opened.apply()
+        yield opened
+
+
+@pytest.fixture
 def told():
     return Told()
 
@@ -161,12 +170,14 @@ def test_a_failed_run_is_tried_again_with_pauses_that_double(store, told, clock)
     scheduler.refresh()
     hide(store)
     for attempt in (1, 2, 3):
+        clock.advance(SECOND)
         scheduler.run_view(VIEW, attempt)
         assert told[-1].kind == "failed"
         assert told[-1].next_us - clock.now_us() == 10 * SECOND * 2 ** (attempt - 1)
         assert type(told[-1].error).__name__ == "SourceNotFoundError"
         assert retries(scheduler) == [[VIEW, attempt + 1]]
         scheduler._jobs.remove_job(f"retry:{VIEW}")  # as APScheduler does when it runs it
+    clock.advance(SECOND)
     scheduler.run_view(VIEW, 4)
     assert (told[-1].kind, told[-1].text) == ("gave up", "after 4 tries")
     assert retries(scheduler) == []
@@ -233,7 +244,7 @@ def test_newly_applied_definitions_are_picked_up(store, told):
     redefine(store, 'schedule="*/5 * * * *",', "")
     scheduler.refresh()
     assert (told[-1].kind, scheduler.schedules, retries(scheduler)) == ("unscheduled", {}, [])
-    redefine(store, 'features=["plan", "credit_limit"],', 'features=["plan", "credit_limit"],\n    schedule="1 1 * * *",')  # fmt: skip
+    redefine(store, "source=profiles,", 'source=profiles, schedule="1 1 * * *",')
     scheduler.refresh()
     assert scheduler.schedules == {"customer_profile": "1 1 * * *"}
 
@@ -282,28 +293,29 @@ def quick(_):
     return IntervalTrigger(seconds=0.05, timezone=UTC)
 
 
-def test_views_run_again_and_again_until_it_is_stopped(store, told):
-    scheduler = Scheduler(store, tell=told, trigger=quick)
+def test_views_run_again_and_again_until_it_is_stopped(live, told):
+    scheduler = Scheduler(live, tell=told, trigger=quick)
     with running(scheduler):
         told.wait_for("succeeded", 3)
-    ended = len(told)
-    assert told.kinds()[:3] == ["scheduled", "started", "succeeded"]
-    assert len(told) == ended
-    assert {state for state, _ in runs(store)} == {"succeeded"}
+    # The runs take longer than the pauses: what is due meanwhile is left out, not queued.
+    assert [kind for kind in told.kinds() if kind != "skipped"][:5] == [
+        "scheduled", "started", "succeeded", "started", "succeeded",
+    ]  # fmt: skip
+    assert {state for state, _ in runs(live)} == {"succeeded"}
 
 
-def test_what_nobody_foresaw_is_told_and_the_next_run_goes_on(store, told, monkeypatch, caplog):
+def test_what_nobody_foresaw_is_told_and_the_next_run_goes_on(live, told, monkeypatch, caplog):
     caplog.set_level(logging.CRITICAL)
     calls = iter(range(1000))
-    real = store.materialize_incremental
+    real = live.materialize_incremental
 
     def faulty(**arguments):
         if next(calls) == 0:
             raise ZeroDivisionError("oops")
         return real(**arguments)
 
-    monkeypatch.setattr(store, "materialize_incremental", faulty)
-    with running(Scheduler(store, tell=told, trigger=quick)):
+    monkeypatch.setattr(live, "materialize_incremental", faulty)
+    with running(Scheduler(live, tell=told, trigger=quick)):
         told.wait_for("succeeded")
     assert "oops" in str(next(event for event in told if event.kind == "bug").error)
 

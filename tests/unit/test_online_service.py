@@ -326,6 +326,12 @@ def test_a_naive_key_is_refused(value):
         served.read(["v:x"], [{"key": value}])
 
 
+def test_the_time_of_day_is_not_cut_off_a_date():
+    served = Served(state([view("v", {"key": "date"}, {"x": "int64"})]))
+    with pytest.raises(RequestError, match="date"):
+        served.read(["v:x"], [{"key": NOW.date()}, {"key": NOW}])
+
+
 def test_one_zone_is_not_taken_for_all():
     served = Served(state([view("v", {"key": "timestamp"}, {"x": "int64"})]))
     with pytest.raises(NaiveTimestampError):
@@ -571,6 +577,22 @@ def test_request_fields_may_stand_in_the_entity_rows(computed):
     assert computed.read(["bonus:total"], rows).to_dict()["total"] == [2.5]
     answer = computed.read(["bonus:total"], rows, request={"amount": 3})
     assert answer.to_dict()["total"] == [3.5]
+
+
+@pytest.mark.parametrize("value", [[1e300], [1e300, 0.1], [float("inf")]])
+def test_a_float_is_rounded_to_float32_but_never_made_infinite(value):
+    plan = on_demand("od", [select("users", "score")], {"x": "float32"}, {"f": "float32"})
+    served = Served(
+        state([USERS], [plan]), {"od": (lambda f: f.select(x="f"), plan.code_fingerprint)}
+    )
+    rows = [{"user": 1}] * len(value)
+    if 1e300 in value:
+        with pytest.raises(RequestError, match="float32"):
+            served.read(["od:x"], rows, request={"f": value})
+    else:
+        assert served.read(["od:x"], rows, request={"f": value}).to_dict()["x"] == value
+    tenths = served.read(["od:x"], rows, request={"f": 0.1}).to_dict()["x"]
+    assert tenths == [float(np.float32(0.1))] * len(value)
 
 
 def test_an_input_that_nobody_may_see_is_null_for_the_function(computed):

@@ -96,7 +96,7 @@ def test_nulls_without_a_type_travel_as_nulls():
 
 def test_fields_of_a_later_protocol_do_not_shift_the_numbers():
     message = pb.Column(name="x", int64s=pb.Int64Values(values=[1, 2]))
-    message.int64s.MergeFromString(struct.pack("<BBI", 0x7A, 4, 0xFFFFFFFF))
+    message.int64s.MergeFromString(struct.pack("<BBQ", 0x7A, 8, 2**64 - 1))
     assert read_arrow(message).to_pylist() == [1, 2]
 
 
@@ -167,7 +167,8 @@ def test_references_keep_their_order_and_meaning():
     alias = FeatureSelection(
         view="v", features=("b", "a"), alias_name="w", join_keys={"k": "other", "l": "m"}
     )
-    features = ["v:a", "v:b", "u:c", "v:c", "w", alias, FeatureSelection(view="v")]
+    rekeyed = FeatureSelection(view="v", features=("a",), join_keys={"k": "other"})
+    features = ["v:a", "v:b", "u:c", "v:c", "w", alias, "v:d", rekeyed, "v:e", "v"]
     found, _ = asked(features)
     assert found.features == [
         FeatureSelection(view="v", features=("a", "b")),
@@ -175,6 +176,9 @@ def test_references_keep_their_order_and_meaning():
         "v:c",
         "w",
         alias,
+        "v:d",
+        rekeyed,
+        "v:e",
         "v",
     ]
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from featurestore.adapters.lmdb.failures import busy, folder_error, translate
+from featurestore.adapters.lmdb.failures import busy, folder_error, replaced, translate
 from featurestore.clock import Clock
 
 _MAX_READERS = 1024
@@ -27,6 +27,7 @@ _POLL_SECONDS = 0.001
 _T = TypeVar("_T")
 
 _shared: dict[str, Environment] = {}
+_live: list[Environment] = []  # with those whose file was replaced
 _sharing = threading.Lock()
 
 
@@ -51,7 +52,13 @@ class Environment:
         self._gate = threading.Lock()
         self._exclusive = threading.Lock()
         self._env: Any = None
+        self._file: tuple[int, int] | None = None
         self._lock_files: set[int] = set()
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the file was deleted, and perhaps made anew, since it was opened."""
+        return self._file != _identity(self.path)
 
     def handle(self) -> Any:
         """Return the driver's object, opened.
@@ -105,6 +112,8 @@ class Environment:
             StorageError: The disk is full, or the file read-only or damaged; nothing was changed.
         """
         with self.write_lock(timeout, clock), self.exclusive(timeout):
+            if self.replaced:
+                raise replaced(self.path)
             try:
                 # A reader that was killed would keep old pages from being used again.
                 self.handle().reader_check()
@@ -176,7 +185,7 @@ class Environment:
             raise folder_error(self.path, error) from error
         except lmdb.Error as error:
             raise translate(error, self.path) from error.with_traceback(None)
-        self._env = env
+        self._env, self._file = env, _identity(self.path)
         return env
 
     def _transact(self, work: Callable[[Any], _T], *, write: bool) -> _T:
@@ -228,10 +237,13 @@ def acquire(path: Path, map_size: int) -> Environment:
     except OSError as error:
         raise folder_error(path, error) from error
     with _sharing:
-        environment = _shared.get(str(path)) or Environment(path, map_size)
-        environment.handle()
+        environment = _shared.get(str(path))
+        if environment is None or environment.replaced:
+            environment = Environment(path, map_size)
+            environment.handle()
+            _live.append(environment)
+            _shared[str(path)] = environment
         environment.users += 1
-        _shared[str(path)] = environment
     return environment
 
 
@@ -240,8 +252,18 @@ def release(environment: Environment) -> None:
     with _sharing:
         environment.users -= 1
         if not environment.users:
-            del _shared[str(environment.path)]
+            _live.remove(environment)
+            if _shared.get(str(environment.path)) is environment:
+                del _shared[str(environment.path)]
             environment.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = (path / "data.mdb").stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 # A fork copies memory but not threads: meanwhile no lock may be held and no transaction open.
@@ -250,12 +272,12 @@ _forking = ExitStack()
 
 def _before_fork() -> None:
     _forking.enter_context(_sharing)
-    for environment in _shared.values():
+    for environment in _live:
         environment.hold(_forking)
 
 
 def _after_fork_in_child() -> None:
-    for environment in _shared.values():
+    for environment in _live:
         environment.disown()
     _forking.close()
 

@@ -81,3 +81,12 @@ def busy(path: Path, timeout: float) -> OnlineStoreUnavailableError:
         got=f"no write lock within {timeout:g} s",
         hint=f"Try again. 'fuser {path / 'write.lock'}' names the processes; one may be stopped.",
     )
+
+
+def replaced(path: Path) -> StorageError:
+    """Return the error of writing to a file that nobody would find."""
+    return StorageError(
+        "The online store was deleted or replaced while it was open.",
+        where=str(path),
+        hint="Open the feature store again, restart its servers, and materialize.",
+    )
