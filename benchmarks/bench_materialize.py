@@ -181,11 +181,15 @@ def _check(repository: Path, view: View) -> None:
     from featurestore import FeatureStore
 
     ids = list(range(0, 1_000, 10))
-    newest = duckdb.sql(
-        f"SELECT * FROM read_parquet('{view.folder}/*.parquet') WHERE entity_id IN {tuple(ids)}"
-        " QUALIFY row_number() OVER (PARTITION BY entity_id"
-        " ORDER BY event_timestamp DESC, created_timestamp DESC) = 1 ORDER BY entity_id"
-    ).to_arrow_table()
+    newest = (
+        duckdb.connect()
+        .sql(
+            f"SELECT * FROM read_parquet('{view.folder}/*.parquet') WHERE entity_id IN {tuple(ids)}"
+            " QUALIFY row_number() OVER (PARTITION BY entity_id"
+            " ORDER BY event_timestamp DESC, created_timestamp DESC) = 1 ORDER BY entity_id"
+        )
+        .to_arrow_table()
+    )
     with FeatureStore(repository) as store:
         answer = store.get_online_features("service", {"entity_id": ids}).to_dict()
     require_equal(answer, newest.to_pydict(), view.features)

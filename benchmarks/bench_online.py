@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from benchmarks.common import (
 from featurestore.testing.valkey import ValkeyServer
 
 BATCHES = (1, 10, 100, 500)
+CHECKED = [3, 1, 4]
 BAR_LMDB_MICROS = 25
 BAR_BYTES_A_FEATURE = 6.5
 _MEMORY_FEATURES = 50
@@ -62,22 +64,22 @@ def _reads(sizes: Sizes) -> Table:
         views = make_views(folder, rows, [20, 20, 20])
         ours, theirs = (stack.enter_context(ValkeyServer()) for _ in range(2))
         requests = _requests(rows, sizes.pick(2_000, 10_000))
-        for store, url, redis in (
+        redis = f"127.0.0.1:{theirs.port}"
+        for store, url, address in (
             ("LMDB", "lmdb:data/online", None),
-            ("Valkey", ours.url, f"127.0.0.1:{theirs.port}"),
+            ("Valkey", ours.url, redis),
         ):
-            repository = make_repository(folder / f"ours-{store}", views, url)
-            fresh(materialize, folder=str(repository), kind="all")
-            mine = fresh(look_up, folder=str(repository), requests=requests, check=[3, 1, 4])
+            mine = _ours(folder / f"ours-{store}", views, url, requests)
             beside: dict[str, Any] = {}
             if sizes.feast:
-                beside = _feast(sizes.feast, folder / f"feast-{store}", views, redis, requests)
+                beside = _feast(sizes.feast, folder / f"feast-{store}", views, address, requests)
                 names = [name for view in views for name in view.features]
                 require_equal(mine["values"], beside["values"], names)
             for batch in BATCHES:
                 _add(table, store, str(batch), mine["timings"], beside.get("timings"))
     table.notes += [
         "Feast reads SQLite in the rows of LMDB, and its own Redis layout in those of Valkey.",
+        "Before: an answer of ours and of Feast was compared.",
         f"Bar: LMDB, 1 entity, p50 <= {BAR_LMDB_MICROS} microseconds.",
     ]
     return table
@@ -106,6 +108,16 @@ def _add(table: Table, store: str, batch: str, ours: Any, theirs: Any) -> None:
     table.add(store, batch, *cells)
 
 
+def _ours(folder: Path, views: list[View], url: str, requests: dict[str, Any]) -> dict[str, Any]:
+    repository = str(make_repository(folder, views, url))
+    fresh(materialize, folder=repository, kind="all")
+    found = fresh(look_up, folder=repository, requests=requests, check=CHECKED)
+    bare = fresh(read_bare, folder=repository, requests=requests)["timings"]
+    for batch, timings in found["timings"].items():
+        timings["bare"] = bare[batch]
+    return found
+
+
 def _feast(
     python: str, repo: Path, views: list[View], redis: str | None, requests: dict[str, Any]
 ) -> dict[str, Any]:
@@ -114,7 +126,7 @@ def _feast(
     peer(python, "materialize", repo=str(repo))
     # A tenth of the requests of one entity tells the median as well.
     few = {batch: lists[: max(50, len(lists) // 10)] for batch, lists in requests.items()}
-    return peer(python, "online", repo=str(repo), requests=few, check=[3, 1, 4])
+    return peer(python, "online", repo=str(repo), requests=few, check=CHECKED)
 
 
 def _memory(sizes: Sizes) -> Table:
@@ -150,19 +162,39 @@ def _used(server: ValkeyServer) -> int:
     return next(int(line.split(":")[1]) for line in info if line.startswith("used_memory:"))
 
 
+# -- steps, each in a process of its own
+
+
 def look_up(folder: str, requests: dict[str, list[list[int]]], check: list[int]) -> dict[str, Any]:
-    """Time lookups and bare reads of the same keys (a step in a process of its own)."""
+    """Time lookups by this project; `check` is answered with its values."""
+    from featurestore import FeatureStore
+
+    timings = {}
+    with FeatureStore(folder) as store:
+        values = store.get_online_features("service", _rows(check)).to_dict()
+        for size, batches in requests.items():
+            _time_answers(store, batches[:20])
+            timings[size] = _time_answers(store, batches)
+    return {"values": values, "timings": timings}
+
+
+def read_bare(folder: str, requests: dict[str, list[list[int]]]) -> dict[str, Any]:
+    """Time the drivers alone on the same keys: gets in one transaction of LMDB, or one MGET."""
     from featurestore import FeatureStore
 
     with FeatureStore(folder) as store:
-        values = store.get_online_features("service", _rows(check)).to_dict()
-        timings = {}
-        for size, batches in requests.items():
-            keys = [_keys(store, ids) for ids in batches]
-            for ids in batches[:20]:
-                store.get_online_features("service", _rows(ids)).to_dict()
-            timings[size] = {**_time_answers(store, batches), "bare": _time_bare(store, keys)}
-    return {"values": values, "timings": timings}
+        url = store.services.settings.online.url
+        keys = {size: [_keys(store, ids) for ids in lists] for size, lists in requests.items()}
+    read = _lmdb_reader(Path(folder) / url[5:]) if url.startswith("lmdb:") else _redis_reader(url)
+    timings: dict[str, list[float]] = {size: [] for size in keys}
+    for size, batches in keys.items():
+        for batch in batches:
+            started = time.perf_counter()
+            found = read(batch)
+            timings[size].append(time.perf_counter() - started)
+            if None in found:
+                raise RuntimeError("a key that was materialized is not there")
+    return {"timings": timings}
 
 
 def _time_answers(store: Any, batches: list[list[int]]) -> dict[str, list[float]]:
@@ -193,28 +225,21 @@ def _keys(store: Any, ids: list[int]) -> list[bytes]:
     return [lead + (encode_key([i], [int64]) or b"") for lead in leads for i in dict.fromkeys(ids)]
 
 
-def _time_bare(store: Any, batches: list[list[bytes]]) -> list[float]:
-    """Time the drivers alone: gets in one transaction of LMDB, or one MGET."""
-    url = store.services.settings.online.url
-    if url.startswith("lmdb:"):
-        import lmdb
+def _lmdb_reader(path: Path) -> Callable[[list[bytes]], list[Any]]:
+    import lmdb
 
-        # The file is open in this process already, which may open it but once.
-        env = store.services.online_store._environment.handle  # noqa: SLF001
-        assert isinstance(env, lmdb.Environment)  # noqa: S101
+    environment = lmdb.open(str(path), readonly=True)
 
-        def read(keys: list[bytes]) -> list[bytes | None]:
-            with env.begin() as transaction:
-                return list(map(transaction.get, keys))
-    else:
-        import redis
+    def read(keys: list[bytes]) -> list[Any]:
+        with environment.begin() as transaction:
+            return list(map(transaction.get, keys))
 
-        read = redis.Redis.from_url(url, protocol=2).mget
-    samples = []
-    for keys in batches:
-        started = time.perf_counter()
-        found = read(keys)
-        samples.append(time.perf_counter() - started)
-        if None in found:
-            raise RuntimeError("a key that was materialized is not there")
-    return samples
+    return read
+
+
+def _redis_reader(url: str) -> Callable[[list[bytes]], list[Any]]:
+    import redis
+
+    client: Any = redis.Redis.from_url(url, protocol=2)
+    read: Callable[[list[bytes]], list[Any]] = client.mget
+    return read

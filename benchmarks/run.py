@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.common import Sizes, Table, machine, versions
 
-NAMES = ("import", "materialize", "online", "grpc", "point_in_time", "feast_join")
+NAMES = ("import", "materialize", "online", "grpc", "point_in_time")
 
 
 def main() -> int:

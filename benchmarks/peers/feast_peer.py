@@ -20,6 +20,12 @@ END = datetime(2025, 1, 1, tzinfo=UTC)
 LATER = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+def peak_rss() -> int:
+    """Return the most memory that this process has held, in bytes."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
 def store_at(repo: str) -> Any:
     """Open the repository."""
     from feast import FeatureStore
@@ -110,7 +116,7 @@ def online(repo: str, requests: dict[str, list[list[int]]], check: list[int]) ->
     return {"timings": timings, "values": values}
 
 
-def historical(repo: str, entity_rows: str, result: str, rounds: int) -> dict[str, Any]:
+def historical(repo: str, entity_rows: str, result: str, rounds: int = 1) -> dict[str, Any]:
     """Join the service's features to the entity rows of a Parquet file; write the result."""
     import pandas as pd
     import pyarrow.parquet as pq
@@ -120,11 +126,13 @@ def historical(repo: str, entity_rows: str, result: str, rounds: int) -> dict[st
     service = store.get_feature_service("service")
     samples, table = [], None
     for _ in range(rounds):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         table = store.get_historical_features(entity_df=rows, features=service).to_arrow()
-        samples.append(time.perf_counter() - started)
+        samples.append((time.perf_counter() - started, time.process_time() - cpu))
+    held = peak_rss()
     pq.write_table(table, result)
-    return {"seconds": min(samples), "rows": table.num_rows if table else 0}
+    seconds, cpu = min(samples)
+    return {"seconds": seconds, "cpu": cpu, "rss": held}
 
 
 def grpc_body(path: str, features: list[str] | None, ids: list[int]) -> dict[str, Any]:
@@ -154,7 +162,7 @@ def grpc_values(path: str) -> dict[str, Any]:
     }
 
 
-COMMANDS = {
+COMMANDS: dict[str, Any] = {
     "apply": apply,
     "versions": versions,
     "materialize": materialize,
@@ -168,9 +176,7 @@ COMMANDS = {
 def main() -> None:
     """Run one command."""
     found = COMMANDS[sys.argv[1]](**json.load(sys.stdin))
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    found["peak_rss"] = int(status["VmHWM"].split()[0]) * 1024
-    sys.stdout.write(f"\n{json.dumps(found)}\n")
+    sys.stdout.write(f"\n{json.dumps({**found, 'peak_rss': peak_rss()})}\n")
 
 
 if __name__ == "__main__":

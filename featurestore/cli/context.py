@@ -53,8 +53,10 @@ class Invocation:
     @contextlib.contextmanager
     def store(self) -> Iterator[FeatureStore]:
         """Open the repository's feature store for the length of a command."""
+        from featurestore.cli import render
         from featurestore.wiring import FeatureStore
 
+        render.log_to_stderr(self.output)
         with FeatureStore(self.folder) as store:
             yield store
 

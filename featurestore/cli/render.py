@@ -86,6 +86,31 @@ def write_json_line(value: Any) -> None:
     sys.stdout.flush()
 
 
+def log_to_stderr(mode: Mode, *, stamped: bool = False) -> None:
+    """Send what the services log to standard error: lines for people, or JSON a line.
+
+    Args:
+        mode: Text or JSON.
+        stamped: Whether lines for people begin with the instant, as those of a server do.
+    """
+    import structlog
+
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    last: Any = structlog.processors.JSONRenderer()
+    if mode == "text":
+        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            *([stamp] if stamped or mode == "json" else []),
+            structlog.processors.format_exc_info,
+            last,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
 @contextlib.contextmanager
 def working(text: str, mode: Mode) -> Iterator[None]:
     """Show on a terminal that something goes on."""

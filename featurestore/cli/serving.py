@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,32 +22,16 @@ _RUN_STYLES: dict[str, Style] = {"succeeded": "good", "failed": "bad"}
 @pass_invocation
 def serve(invocation: Invocation, address: str | None) -> int:
     """Serve online features over gRPC until stopped; SIGTERM and Ctrl-C drain first."""
+    from featurestore.cli import render
     from featurestore.serving.server import FeatureServer
 
-    _log_to_stderr(invocation.output)
     with invocation.store() as store:
+        render.log_to_stderr(invocation.output, stamped=True)
         serving = store.services.settings.serving
         if address is not None:
             serving = serving.model_copy(update={"address": address})
         FeatureServer(store.services.online, serving).run()
     return 0
-
-
-def _log_to_stderr(mode: str) -> None:
-    import structlog
-
-    last: Any = structlog.processors.JSONRenderer()
-    if mode == "text":
-        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            last,
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 @click.command("status", cls=Command, short_help="Show how fresh and healthy each view is.")

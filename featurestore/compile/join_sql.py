@@ -97,15 +97,16 @@ def spans(spec: JoinSpec) -> str:
     """Return the statement that numbers the keys that are asked for.
 
     With each key come the instants between which rows matter. Later stages compare the numbers,
-    which is faster than comparing long or composite keys.
+    which is faster than comparing long or composite keys. They are in the keys' order, which is
+    that of the table's files: sorted runs are what the engine sorts fastest.
     """
-    low = f"min(instant) - {spec.ttl}" if spec.ttl is not None else str(MIN_INSTANT)
-    keys = _keys(spec)
-    given = " AND ".join(f"{key} IS NOT NULL" for key in keys)
+    keys = ", ".join(_keys(spec))
+    given = " AND ".join(f"{key} IS NOT NULL" for key in _keys(spec))
+    low = "" if spec.ttl is None else f" min(instant) - {spec.ttl} AS low,"
     return (
-        f"CREATE TEMP TABLE {spec.name('spans')} AS SELECT {', '.join(keys)}, {low} AS low,"
-        f" max(instant) AS high, (row_number() OVER ())::INTEGER AS key FROM ({_entity(spec)})"
-        f" WHERE {given} GROUP BY {', '.join(keys)}"
+        f"CREATE TEMP TABLE {spec.name('spans')} AS SELECT {keys},{low} max(instant) AS high,"
+        f" (row_number() OVER (ORDER BY {keys}))::INTEGER AS key FROM ({_entity(spec)})"
+        f" WHERE {given} GROUP BY {keys}"
     )
 
 
@@ -358,8 +359,9 @@ def _near(spec: JoinSpec, columns: str, upper: str) -> str:
         rows = f"SELECT *, greatest(event, created) AS known FROM ({rows})"
     if not spec.keys:
         return f"SELECT 0 AS key, {columns} FROM ({rows}) WHERE {upper} <= {spec.high}"
-    limits = _on(spec, "r", f"{upper} <= s.high AND event >= s.low")
-    return f"SELECT s.key, {columns} FROM ({rows}) AS r JOIN {spec.name('spans')} AS s ON {limits}"
+    limits = f"{upper} <= s.high" + ("" if spec.ttl is None else " AND event >= s.low")
+    spans_of_keys = f"{spec.name('spans')} AS s ON {_on(spec, 'r', limits)}"
+    return f"SELECT s.key, {columns} FROM ({rows}) AS r JOIN {spans_of_keys}"
 
 
 def _wide(spec: JoinSpec, features: Sequence[Column]) -> str:

@@ -50,8 +50,8 @@ class ServingInfo:
 
 
 def write_info(state: ProjectState) -> pb.GetServingInfoResponse:
-    """Return the message that tells what a state serves."""
-    catalog = state.catalog
+    """Return the message that tells what a state answers requests by."""
+    catalog = state.answering
     served = [
         pb.ServedView(
             name=view.name,

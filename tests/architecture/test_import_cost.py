@@ -1,17 +1,15 @@
-"""What starting costs: a definitions module or a command line must not wait for an engine."""
+"""What starting loads: a definitions module or a command line must not wait for an engine.
+
+How long it takes stands in `benchmarks/bench_import.py`: no test depends on the machine's load.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 HEAVY = ("duckdb", "polars", "grpc", "redis", "sqlalchemy", "pyarrow", "deltalake", "lmdb", "numpy")
-IMPORT_SECONDS = 0.3
-HELP_SECONDS = 0.5
-TRIES = 5
 
 
 def test_importing_loads_nothing_heavy():
@@ -23,24 +21,20 @@ def test_importing_loads_nothing_heavy():
     assert _run([sys.executable, "-c", code]).stdout.strip() == "[]"
 
 
-def test_importing_takes_less_than_its_limit():
-    # A process of its own each time; what Python itself needs to start does not count.
+def test_help_loads_nothing_heavy():
     code = (
-        "import time; t = time.perf_counter(); import featurestore;"
-        "from featurestore import FeatureView; print(time.perf_counter() - t)"
+        "import sys\n"
+        "from featurestore.cli import main\n"
+        "sys.argv = ['featurestore', '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
     )
-    best = min(float(_run([sys.executable, "-c", code]).stdout) for _ in range(TRIES))
-    assert best < IMPORT_SECONDS
-
-
-def test_help_takes_less_than_its_limit():
-    command = [str(Path(sys.executable).with_name("featurestore")), "--help"]
-    seconds = []
-    for _ in range(TRIES):
-        start = time.perf_counter()
-        assert "materialize" in _run(command).stdout
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < HELP_SECONDS
+    lines = _run([sys.executable, "-c", code]).stdout.splitlines()
+    assert any("materialize" in line for line in lines)
+    assert lines[-1] == "[]"
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -257,7 +257,7 @@ def test_a_store_that_hangs_is_told_before_the_deadline(tmp_path):
             assert score(client) == 0.5
             valkey.pause()
             try:
-                for timeout in (0.5, 1.0):
+                for timeout in (1.0, 2.0):
                     start = CLOCK.monotonic()
                     with pytest.raises(OnlineStoreUnavailableError):
                         score(client, timeout=timeout)

@@ -25,6 +25,7 @@ from featurestore.model.declarations import FeatureSelection, FeatureService
 from featurestore.services.columns import InputRows
 from featurestore.serving import status
 from featurestore.serving.conversion import read_arrow, read_columns, write_arrow
+from featurestore.serving.info import read_info, write_info
 from featurestore.serving.requests import explain_missing, read_request, write_request
 from featurestore.serving.responses import read_response
 from featurestore.serving.v1 import serving_pb2 as pb
@@ -399,6 +400,17 @@ def broken_answers():
 def test_broken_answers_are_told(case):
     with pytest.raises(FeatureStoreError, match="server's answer"):
         read_response(broken_answers()[case]).to_dict()
+
+
+def test_what_is_served_is_what_requests_are_answered_by():
+    former = on_demand("made", [select("every", "a_int64")], {"old": "int64"}, code="old")
+    wanted = state([EVERY], [MADE], {"s": [select("every", "a_bool")]}, revision=7)
+    before = wanted.model_copy(update={"former_on_demand": {"made": former}})
+    info = read_info(write_info(before))
+    assert (info.project, info.revision, info.services.keys()) == ("shop", 7, {"s"})
+    assert info.views["made"].fingerprint == former.fingerprint
+    assert info.views["made"].features == {"old": "int64"}
+    assert read_info(write_info(wanted)).views["made"].fingerprint == MADE.fingerprint
 
 
 # ---------------------------------------------------------------------------------------- errors
