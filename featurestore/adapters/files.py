@@ -40,7 +40,7 @@ class LocalFiles:
         if source.kind == "query":
             return SourceListing((), f"({source.query})", opaque=True)
         files = tuple(_file(path, source) for path in self._paths(source))
-        # The types of CSV columns are told from all files together: some of them may read otherwise.
+        # CSV types are told from all files together: some of them alone may read otherwise.
         opaque = source.kind == "csv" and len(files) > 1
         relation = self.relation(source, [file.path for file in files])
         return SourceListing(files, relation, opaque=opaque)

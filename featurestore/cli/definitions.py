@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.context import Command, Invocation, pass_invocation
+from featurestore.cli.context import Command, Invocation, StoppedError, pass_invocation
 from featurestore.cli.output import Block, Cell, Output, Style, count
 from featurestore.errors import RequestError
 
@@ -124,7 +124,11 @@ def _confirm(project: str) -> None:
     question = f"This deletes all data of project '{project}'. Type its name to go on"
     try:
         answer = click.prompt(question, err=True, default="", show_default=False)
-    except click.Abort:
+    except click.Abort as error:
+        # Raised for Ctrl-C and for the end of the input alike.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            click.echo(err=True)
+            raise StoppedError("Interrupted. Nothing was deleted.") from error
         answer = ""
     if not sys.stdin.isatty():
         click.echo(err=True)  # nobody typed a line break

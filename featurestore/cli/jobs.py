@@ -150,7 +150,8 @@ def schedule(invocation: Invocation) -> int:
     """Materialize views when their schedules are due, until stopped.
 
     Schedules are cron expressions in UTC. SIGTERM and Ctrl-C let the runs that go on end; a second
-    one stops them. Newly applied definitions are picked up.
+    one stops them. Newly applied definitions are picked up. With --output json each event is one
+    line.
     """
     from featurestore import scheduling
 

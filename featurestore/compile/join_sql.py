@@ -47,6 +47,7 @@ class JoinSpec:
         files: The table's files that may hold visible rows; their order is part of positions.
         low: The smallest instant among the entity rows.
         high: The largest.
+        oldest: The smallest event timestamp in the files.
         unique: Whether no two rows of the table share keys and event timestamp.
         known: Whether rows count only from their `created_timestamp` on.
         timestamps: Whether the matched row's own timestamps are fetched too.
@@ -58,6 +59,7 @@ class JoinSpec:
     files: tuple[str, ...]
     low: int
     high: int
+    oldest: int
     unique: bool
     known: bool
     timestamps: bool
@@ -71,6 +73,15 @@ class JoinSpec:
     def ttl(self) -> int | None:
         """The view's ttl, no longer than time itself."""
         return None if self.view.ttl_us is None else min(self.view.ttl_us, _MAX_TTL_US)
+
+    @property
+    def limited(self) -> bool:
+        """Whether rows are limited to the instants that matter for their key.
+
+        That pays where the ttl is short against the time that there is; else it costs more than it
+        saves. Expired rows are hidden either way.
+        """
+        return self.ttl is not None and self.ttl < (self.high - self.oldest) // 2
 
     @property
     def direct(self) -> bool:
@@ -96,15 +107,17 @@ def key_type(column: Column) -> str:
 def spans(spec: JoinSpec) -> str:
     """Return the statement that numbers the keys that are asked for.
 
-    With each key come the instants between which rows matter. Later stages compare the numbers,
-    which is faster than comparing long or composite keys. They are in the keys' order, which is
-    that of the table's files: sorted runs are what the engine sorts fastest.
+    Later stages compare the numbers, which is faster than comparing long or composite keys. They
+    are in the keys' order, which is that of the table's files: sorted runs are what the engine
+    sorts fastest.
     """
     keys = ", ".join(_keys(spec))
     given = " AND ".join(f"{key} IS NOT NULL" for key in _keys(spec))
-    low = "" if spec.ttl is None else f" min(instant) - {spec.ttl} AS low,"
+    limits = ""
+    if spec.limited:
+        limits = f", min(instant) - {spec.ttl} AS low, max(instant) AS high"
     return (
-        f"CREATE TEMP TABLE {spec.name('spans')} AS SELECT {keys},{low} max(instant) AS high,"
+        f"CREATE TEMP TABLE {spec.name('spans')} AS SELECT {keys}{limits},"
         f" (row_number() OVER (ORDER BY {keys}))::INTEGER AS key FROM ({_entity(spec)})"
         f" WHERE {given} GROUP BY {keys}"
     )
@@ -191,7 +204,7 @@ def tied(spec: JoinSpec) -> str:
     return (
         f"CREATE TEMP TABLE {spec.name('tied')} AS SELECT t.key, t.place, t.position,"
         f" struct_pack({values}) AS features FROM ({rows}) AS t"
-        f" JOIN ({_wide(spec, features)}) AS s ON {_SAME_ADDRESS.format('t')}"
+        f" JOIN ({_wide(spec, features)}) AS s ON {_same_address(spec, 't')}"
     )
 
 
@@ -243,7 +256,7 @@ def block(spec: JoinSpec, first: int, last: int) -> list[str]:
     rows = (
         f"SELECT {', '.join(columns)} FROM (SELECT row, {_address('position')}"
         f" FROM {spec.name('matches')} WHERE row >= {first} AND row < {last}) AS m"
-        f" LEFT JOIN ({_wide(spec, spec.columns)}) AS s ON {_SAME_ADDRESS.format('m')}"
+        f" LEFT JOIN ({_wide(spec, spec.columns)}) AS s ON {_same_address(spec, 'm')}"
         " ORDER BY m.row"
     )
     if first == 0:
@@ -290,12 +303,17 @@ def _block_columns(spec: JoinSpec) -> list[str]:
 _PLACE = (
     f"(((event + {_EVENT_SHIFT})::HUGEINT << 64) + (created::HUGEINT + {_CREATED_SHIFT}::HUGEINT))"
 )
-_SAME_ADDRESS = "s.file_index = {0}.file AND s.file_row_number = {0}.number"
 
 
 def _address(position: str) -> str:
     file = f"({position} >> {_ROW_BITS})::UBIGINT AS file"
     return f"{file}, ({position} & {_ROW_MASK}::BIGINT) AS number"
+
+
+def _same_address(spec: JoinSpec, table: str) -> str:
+    same = f"s.file_row_number = {table}.number"
+    # One column is enough for one file, and lets the engine skip rows before it decodes them.
+    return same if len(spec.files) == 1 else f"s.file_index = {table}.file AND {same}"
 
 
 def _keys(spec: JoinSpec) -> list[str]:
@@ -359,9 +377,9 @@ def _near(spec: JoinSpec, columns: str, upper: str) -> str:
         rows = f"SELECT *, greatest(event, created) AS known FROM ({rows})"
     if not spec.keys:
         return f"SELECT 0 AS key, {columns} FROM ({rows}) WHERE {upper} <= {spec.high}"
-    limits = f"{upper} <= s.high" + ("" if spec.ttl is None else " AND event >= s.low")
-    spans_of_keys = f"{spec.name('spans')} AS s ON {_on(spec, 'r', limits)}"
-    return f"SELECT s.key, {columns} FROM ({rows}) AS r JOIN {spans_of_keys}"
+    limits = f"{upper} <= s.high AND event >= s.low" if spec.limited else ""
+    numbered = f"{spec.name('spans')} AS s ON {_on(spec, 'r', limits)}"
+    return f"SELECT s.key, {columns} FROM ({rows}) AS r JOIN {numbered}"
 
 
 def _wide(spec: JoinSpec, features: Sequence[Column]) -> str:

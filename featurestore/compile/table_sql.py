@@ -208,8 +208,8 @@ def tied_rows(view: ViewPlan, rows: str) -> str:
 def newest(view: ViewPlan, rows: str, until: int) -> str:
     """Return the SELECT of each entity's newest rows by (event, created) up to an instant.
 
-    Rows that tie fully all come; the store settles them by their canonical bytes (law T2). They come
-    sorted by key, since stores that keep keys in order are written several times faster so.
+    Rows that tie fully all come; the store settles them by their canonical bytes (law T2). They
+    come sorted by key, since stores that keep keys in order are written several times faster so.
     """
     names = keys(view)
     seen = f"SELECT * FROM ({rows}) WHERE event_timestamp <= {instant(min(until, MAX_INSTANT))}"

@@ -99,7 +99,7 @@ class Retrieval:
         view = table.join.view
         low = loaded.low - (view.ttl_us or 0)
         files = [
-            file.path
+            file
             for file in table.snapshot.files
             if file.min_event <= loaded.high and (view.ttl_us is None or file.max_event >= low)
         ]
@@ -107,9 +107,10 @@ class Retrieval:
             number=number,
             join=table.join,
             keys=tuple(f"key_{columns.index(name)}" for name in table.join.key_columns),
-            files=tuple(files) if loaded.rows else (),
+            files=tuple(file.path for file in files) if loaded.rows else (),
             low=loaded.low,
             high=loaded.high,
+            oldest=min((file.min_event for file in files), default=loaded.high),
             unique=table.snapshot.metadata.get("unique") == "true",
             # Without a declared column a row counts as created when it happened.
             known=self.known and view.source.created_timestamp is not None,

@@ -66,6 +66,7 @@ def start(folder, *words, **environment):
     return subprocess.Popen(  # noqa: S603  (our own command)
         [str(COMMAND), *words],
         cwd=folder,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -227,6 +228,26 @@ def test_teardown_asks_for_the_name(new):
     assert "Project 'shop' is deleted" in call(new, "teardown", input="shop\n")
     assert data(new, "list") == {"views": []}
     assert data(new, "teardown", "--yes") == {"project": "shop", "deleted": []}
+
+
+def test_ctrl_c_at_the_question_deletes_nothing(new):
+    call(new, "apply")
+    process = start(new, "teardown")
+    try:
+        asked = ""
+        while "go on" not in asked:
+            letter = process.stderr.read(1)
+            assert letter, asked
+            asked += letter
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, errors.splitlines()[-1]) == (
+        130, "Interrupted. Nothing was deleted.",
+    )  # fmt: skip
+    assert len(data(new, "list")["views"]) == 3
 
 
 def test_teardown_says_which_tables_it_deleted(new):
