@@ -39,6 +39,9 @@ def rows(event, keys):
 
 @pytest.fixture
 def cluster(valkey_cluster):
+    # Other tests of this worker may have left keys.
+    for node in valkey_cluster.nodes:
+        node.command("FLUSHALL")
     yield valkey_cluster
     for node in valkey_cluster.nodes:
         node.command("FLUSHALL")
