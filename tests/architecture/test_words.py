@@ -1,4 +1,4 @@
-"""The project speaks of itself alone: no machines, registries or numbers of anybody's issues."""
+"""The project speaks of itself alone: no paths of one machine, no loose ends."""
 
 from __future__ import annotations
 
@@ -11,15 +11,7 @@ import pytest
 from tests.architecture.tree import GENERATED, ROOT, files, modules, parsed
 
 _FORBIDDEN = {
-    "a path of one machine": re.compile(r"(?<![\w./])/(?:work|root|home)/\w"),
-    "a package registry": re.compile(
-        r"pypi\.(?:org|io)|pythonhosted|npmjs\.|crates\.io|ghcr\.io|quay\.io|docker\.io"
-        r"|proxy\.golang",
-        re.IGNORECASE,
-    ),
-    "the number of an issue": re.compile(
-        r"\b(?:issues?|fix(?:es)?|closes?|bug)\s+#?\d|(?<![\w&/#])#\d{2,}\b", re.IGNORECASE
-    ),
+    "a path of one machine": re.compile(r"(?<![\w./])/(?:root|home|Users)/\w"),
     "a loose end": re.compile(r"\b(?:TODO|FIXME|XXX)\b"),
 }
 _BINARY = {".parquet", ".png", ".gz"}
@@ -37,16 +29,12 @@ def test_no_forbidden_words():
     assert found == []
 
 
-@pytest.mark.parametrize(
-    "text", ["cd /work/main", "see pypi.org", "as in #12", "fixes #1", "issue 42", "TODO: more"]
-)
+@pytest.mark.parametrize("text", ["cd /home/ann/store", "in /Users/ann", "TODO: more"])
 def test_the_words_would_be_found(text):
     assert any(pattern.search(text) for pattern in _FORBIDDEN.values())
 
 
-@pytest.mark.parametrize(
-    "text", ["a/work/b", "law T1", "colour #fff", "workflow", "&#39;", "file #1"]
-)
+@pytest.mark.parametrize("text", ["a/home/b", "law T1", "/homes"])
 def test_innocent_words_are_not_found(text):
     assert not any(pattern.search(text) for pattern in _FORBIDDEN.values())
 
