@@ -55,7 +55,7 @@ class Case:
 def run(sizes: Sizes) -> list[Table]:
     """Join with three views of 10 float32 features, their rows spread over a year."""
     case = sizes.pick(
-        Case(rows=500_000, entities=100_000, keys=10_000, rounds=3),
+        Case(rows=1_000_000, entities=100_000, keys=20_000, rounds=3),
         Case(rows=5_000_000, entities=500_000, keys=100_000, rounds=3),
     )
     # Feast's default engine would need more memory for the large size than many machines have.
@@ -297,7 +297,7 @@ def _kept(ours_: Any, theirs: Any) -> Any:
 def main() -> int:
     """Run one size that is given by flags."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=500_000, help="rows of each view")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of each view")
     parser.add_argument("--entities", type=int, default=100_000, help="entity rows")
     parser.add_argument("--keys", type=int, default=None, help="entities (rows / 50)")
     parser.add_argument("--rounds", type=int, default=3)

@@ -87,8 +87,11 @@ def stage(parts: Sequence[tuple[str, Sequence[Interval]]]) -> str:
     Args:
         parts: (SELECT of a view's rows from some files, the intervals wanted of them).
     """
+    # A fact that is said to be learnt at "infinity" was not learnt at any instant.
+    known = "CASE WHEN isfinite(created_timestamp) THEN created_timestamp END AS created_timestamp"
     selects = [
-        f"SELECT * FROM ({rows}) WHERE {within(intervals)} OR event_timestamp IS NULL"
+        f"SELECT * REPLACE ({known}) FROM ({rows})"
+        f" WHERE {within(intervals)} OR event_timestamp IS NULL"
         for rows, intervals in parts
     ]
     return f"CREATE TEMP TABLE staged AS {' UNION ALL '.join(selects)}"

@@ -364,3 +364,24 @@ def test_m6_late_rows_of_csv_files_whose_types_differ_by_file(tmp_path: Path) ->
     (folder / "c.csv").write_text("k,at_time,x\n3,2023-01-01T00:00:00Z,3\n", encoding="utf-8")
     assert repository.store.materialize_incremental().rows_written == 1
     assert _online(repository.store, 1, 2, 3) == [1.5, 2.0, 3.0]
+
+
+def test_a_created_timestamp_of_infinity_is_none_on_both_sides(tmp_path: Path) -> None:
+    repository = Repository(tmp_path, "memory:")
+    (tmp_path / "definitions" / "case.py").write_text(
+        "from featurestore import Entity, FeatureView, FileSource\n"
+        "query = \"SELECT 1 AS k, TIMESTAMPTZ '2024-01-01 00:00:00+00' AS happened, x,\"\n"
+        "query += \" seen::TIMESTAMPTZ AS seen FROM (VALUES (1, 'infinity'),\"\n"
+        "query += \" (2, '2024-01-02 00:00:00+00'), (3, '-infinity')) t(x, seen)\"\n"
+        'v = FeatureView(name="v", entities=[Entity(name="e", join_keys=["k"])], features=["x"],\n'
+        '    source=FileSource(name="s", query=query, event_timestamp="happened",\n'
+        '                      created_timestamp="seen"))\n',
+        encoding="utf-8",
+    )
+    repository.store.apply()
+    repository.store.materialize_incremental()
+    assert _online(repository.store, 1) == [2]
+    asked = pa.table({"k": [1], "event_timestamp": [DAY + timedelta(days=9)]})
+    for knowledge in ("healed", "known"):
+        job = repository.store.get_historical_features(asked, ["v:x"], knowledge=knowledge)
+        assert job.to_arrow()["x"].to_pylist() == [2]
