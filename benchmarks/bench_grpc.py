@@ -135,6 +135,10 @@ def _ratios(best: dict[tuple[str, int, int], Round]) -> Table:
             bar = _BARS[entities].get(name.split(",")[0])
             verdict = "" if bar is None else "reached" if ratio >= bar else "NOT reached"
             table.add(case, name, f"{ratio:.3g} x", f">= {bar}" if bar else "", verdict)
+        floor, local = best["echo", entities, in_flight], best["ours, LMDB", entities, in_flight]
+        table.add(
+            case, "echo, ours over LMDB", f"{local.load.rate / floor.load.rate:.3g} x", "", ""
+        )
         if entities > 1:
             verdict = "reached" if mine.server <= _BAR_CPU else "NOT reached"
             bar_cpu = f"<= {micros(_BAR_CPU)} us"

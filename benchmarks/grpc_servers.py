@@ -24,10 +24,11 @@ from typing import Any
 from benchmarks.bench_materialize import materialize
 from benchmarks.common import ROOT, View, clean_environment, fresh, make_repository, peer
 from benchmarks.load import Target
+from featurestore.model.settings import ServingSettings
 from featurestore.testing.valkey import ValkeyServer, wait_until
 
 ENTITIES = (1, 100)
-THREADS = 8
+THREADS = ServingSettings().threads
 _METHOD = "/featurestore.serving.v1.FeatureServing/GetOnlineFeatures"
 _HOST = "127.0.0.1"
 _START_SECONDS = 90

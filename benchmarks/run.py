@@ -13,8 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.common import Sizes, Table, machine, versions
+from benchmarks.common import Sizes, machine, versions
 
+_HEAD = """# Results
+
+Written by `python -m benchmarks --write`; see [README.md](README.md) for what is measured. The
+machine is shared, other work ran beside: the ratios count, and small differences do not.
+"""
 NAMES = ("import", "materialize", "online", "grpc", "point_in_time")
 
 
@@ -22,22 +27,28 @@ def main() -> int:
     """Parse the arguments, run, print, and write if asked."""
     arguments = _parser().parse_args()
     sizes = Sizes(full=arguments.full, feast=_feast(arguments.feast))
-    size = "full" if sizes.full else "small"
-    parts = [f"Machine: {machine()}.\n\nVersions: {versions(sizes.feast)}.\n\nSizes: {size}.\n"]
-    _say(parts[0])
+    found = versions(sizes.feast)
+    _say(f"Versions: {found}.\n")
     for name in arguments.only or NAMES:
-        started = time.perf_counter()
+        started, where = time.perf_counter(), machine()
         tables = importlib.import_module(f"benchmarks.bench_{name}").run(sizes)
         seconds = time.perf_counter() - started
-        parts.append(_section(name, tables, seconds))
-        _say(parts[-1])
-    if arguments.write:
-        command = " ".join(["python -m benchmarks", *sys.argv[1:]])
-        if sizes.feast:
-            command = command.replace(sizes.feast, "PYTHON")
-        head = f"# Results\n\nWritten by `{command}`.\n\n"
-        arguments.write.write_text(head + "\n".join(parts), encoding="utf-8")
+        size = "Large" if sizes.full else "Small"
+        text = f"{size} sizes. {where}. {found}. Took {seconds:.0f} s.\n\n"
+        text += "\n".join(str(table) for table in tables)
+        _say(f"## {name}\n\n{text}")
+        if arguments.write:
+            _keep(arguments.write, name, text)
     return 0
+
+
+def _keep(path: Path, name: str, text: str) -> None:
+    """Put a benchmark's results in a file, in place of its former ones."""
+    former = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.exists() else []
+    sections = dict(section.split("\n\n", 1) for section in former)
+    sections[name] = text
+    parts = [f"\n## {each}\n\n{sections[each].rstrip()}\n" for each in NAMES if each in sections]
+    path.write_text(_HEAD + "".join(parts), encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,11 +68,6 @@ def _feast(python: str | None) -> str | None:
     if not path.exists():
         raise SystemExit(f"--feast: there is no {path}; benchmarks/README.md says how to make one")
     return str(path)
-
-
-def _section(name: str, tables: list[Table], seconds: float) -> str:
-    body = "\n".join(str(table) for table in tables)
-    return f"## {name}\n\n{body}\nTook {seconds:.0f} s.\n"
 
 
 def _say(text: str) -> None:
