@@ -53,7 +53,7 @@ def _keep(path: Path, name: str, text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="large sizes (about half an hour)")
+    parser.add_argument("--full", action="store_true", help="large sizes (about twenty minutes)")
     parser.add_argument("--feast", metavar="PYTHON", help="an interpreter that has Feast")
     parser.add_argument("--only", nargs="+", choices=NAMES, help="these benchmarks only")
     parser.add_argument("--write", type=Path, metavar="FILE", help="keep the tables")
