@@ -4,8 +4,10 @@ from definitions.views import (
     aircraft_facts,
     aircraft_last_departure,
     airport_facts,
+    carrier_punctuality,
     day_plan,
     departure_conditions,
+    origin_congestion,
     origin_weather,
     route_last_flight,
 )
@@ -31,6 +33,17 @@ departure_delay = FeatureService(
     ],
     owner="delay-model",
     description="Everything that is known of a flight at its scheduled departure.",
+)
+
+airport_traffic = FeatureService(
+    name="airport_traffic",
+    features=[
+        origin_congestion,
+        carrier_punctuality["late_share_24h", "late_at_worst", "aircraft_in_use"],
+        aircraft_last_departure["left_from", "left_late_minutes"],
+    ],
+    owner="operations",
+    description="What is going on at the airports, up to the last flight that left.",
 )
 
 airport_board = FeatureService(

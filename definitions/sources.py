@@ -13,19 +13,32 @@ for departures, the destination's for arrivals; they cross midnight, time zones 
 Adding minutes to an instant is safe, adding them to a wall clock is not.
 """
 
-from featurestore import FileSource
+from featurestore import FileSource, StreamSource
 
-# For all 328,521 flights that left, New York's clock at `departed_at` shows exactly `dep_time`.
-departures = FileSource(
-    name="departures",
+# For all 328,521 flights that left, New York's clock at `departed_at` shows exactly `dep_time`. A
+# flight number is used once a day at an airport, so these make an id that lasts.
+past_departures = FileSource(
+    name="past_departures",
     query="""
-        SELECT origin, dest, carrier, flight, tailnum, dep_delay,
+        SELECT carrier || flight || ' ' || make_date(year, month, day) || ' ' || origin
+                   AS flight_id,
+               origin, dest, carrier, flight, tailnum, dep_delay,
                time_hour + to_minutes(minute) + to_minutes(CAST(dep_delay AS BIGINT)) AS departed_at
         FROM 'definitions/data/flights.parquet'
         WHERE dep_delay IS NOT NULL  -- a cancelled flight never left
     """,
     event_timestamp="departed_at",
+    created_timestamp="departed_at",
+    event_id="flight_id",
     description="Flights that left, at the instant when they did.",
+)
+
+# What is pushed to the stream has the columns of the history; a flight that is in both is one.
+departures = StreamSource(
+    name="departures",
+    batch=past_departures,
+    stream="lmdb:data/streams/departures",
+    description="The same, and those that leave now.",
 )
 
 # The landing is the first instant after departure and air time at which the destination's clock

@@ -8,7 +8,14 @@ from datetime import timedelta
 import polars as pl
 
 from definitions.sources import airports, departures, landings, planes, timetable, weather
-from featurestore import Entity, FeatureView, Field, RequestSource, on_demand_feature_view
+from featurestore import (
+    Aggregate,
+    Entity,
+    FeatureView,
+    Field,
+    RequestSource,
+    on_demand_feature_view,
+)
 
 origin = Entity(name="origin", join_keys=["origin"], description="An airport of departure.")
 airport = Entity(name="airport", join_keys=["airport"], description="Any airport, by FAA code.")
@@ -114,6 +121,42 @@ day_plan = FeatureView(
     owner="network",
     description="What the timetable has for the day, for all airports together.",
 )
+
+# Windows are half-open and end before the instant of the question: a flight that leaves at that
+# very instant is not in them. So a model may be asked at the scheduled departure itself.
+origin_congestion = FeatureView(
+    name="origin_congestion",
+    entities=[origin],
+    source=departures,
+    where="dep_delay IS NOT NULL",
+    features=[
+        Aggregate("mean", column="dep_delay", windows=["1h", "6h", "24h"]),
+        Aggregate("max", column="dep_delay", windows=["6h"]),
+        Aggregate("count", windows=["1h", "24h"]),
+        Aggregate("count", windows=["6h"], by="carrier", name="departures_by_carrier"),
+        Aggregate("last_k", column="dest", k=3, windows=["1h"], name="latest_destinations"),
+    ],
+    schedule="* * * * *",
+    owner="operations",
+    description="How busy the airport is, and how late.",
+)
+
+carrier_punctuality = FeatureView(
+    name="carrier_punctuality",
+    entities=[carrier],
+    source=departures,
+    where="dep_delay IS NOT NULL",
+    features=[
+        Aggregate("stddev", column="dep_delay", windows=["24h", "7d"]),
+        Aggregate("approx_quantile", column="dep_delay", quantile=0.9, windows=["7d"],
+                  name="late_at_worst"),
+        Aggregate("mean", column="CAST(dep_delay > 15 AS INTEGER)", windows=["24h", "7d"],
+                  name="late_share"),
+        Aggregate("count_distinct", column="tailnum", windows=["24h"], name="aircraft_in_use"),
+    ],
+    owner="network",
+    description="How well the airline keeps to its timetable.",
+)  # fmt: skip
 
 POOR_SIGHT_MILES = 3
 STRONG_WIND_KMH = 30

@@ -2,8 +2,9 @@
 
 A year of flights is materialized into one store and becomes a training set. Then the year is
 replayed into a second store, while a server in another process answers from it; its answers are
-compared, bit for bit, with training rows of the first store. Any difference ends the demo with exit
-code 1. It works in a folder of its own and stops what it started, also when it is interrupted.
+compared, bit for bit, with training rows of the first store. At last some days are replayed as live
+events, and whatever windows over them are served is verified. Any difference ends the demo with
+exit code 1. It works in a folder of its own and stops what it started, also when interrupted.
 """
 
 from __future__ import annotations
@@ -21,8 +22,16 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from demo.live import LIVE, go_live
 from demo.proof import prove
-from demo.stores import BEGINNING, END, REPOSITORY, open_store, terminated_as_interrupt
+from demo.stores import (
+    BEGINNING,
+    END,
+    REPOSITORY,
+    VIEWS,
+    open_store,
+    terminated_as_interrupt,
+)
 from demo.story import Story, megabytes
 from demo.training import train
 
@@ -44,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal = sys.stdout.isatty()
     story = Story(Console(width=None if terminal else _WIDTH, highlight=False))
     started = time.perf_counter()
-    for former in ("store", "replay"):
+    for former in ("store", "replay", "live"):
         shutil.rmtree(options.state / former, ignore_errors=True)
     _tell_machine(story, options.state)
     try:
@@ -53,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             materialize(story, store, options.state / "store", options.until)
             train(story, store, options.until)
             equal = prove(story, store, options.state / "replay", options.until)
+            if options.until > LIVE:
+                equal = go_live(story, options.state / "live") and equal
     except KeyboardInterrupt:
         story.console.print("\nInterrupted; the server is stopped.")
         return _INTERRUPTED
@@ -75,7 +86,8 @@ def materialize(story: Story, store: FeatureStore, state: Path, until: datetime)
     """Write every view's table and push the newest rows online."""
     story.chapter(f"Materialize [{BEGINNING:%Y-%m-%d}, {until:%Y-%m-%d})")
     with story.progress() as progress:
-        report = store.materialize(BEGINNING, until, progress=progress)
+        views = sorted(set(VIEWS.values()))
+        report = store.materialize(BEGINNING, until, views, progress=progress)
     story.table(
         ("view", ">rows read", ">written", ">newest online", ">tied", ">seconds"),
         [
@@ -117,7 +129,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--state",
         type=lambda given: Path(given).resolve(),
         default=REPOSITORY / "data" / "demo",
-        help="where to keep the folders store and replay, made anew (default: data/demo)",
+        help="where to keep the folders store, replay and live, made anew (default: data/demo)",
     )
     parser.add_argument(
         "--until",

@@ -51,13 +51,14 @@ def prove(story: Story, store: FeatureStore, state: Path, until: datetime) -> bo
         replay.apply()
         # The tables exist before the server looks for them; what they hold grows beside it.
         begin = BEGINNING + _MICROSECOND
-        replay.materialize(BEGINNING, begin)
+        views = sorted(set(VIEWS.values()))
+        replay.materialize(BEGINNING, begin, views)
         with server(state) as (address, pid), OnlineClient(address) as client:
             story.say(f"Server {pid} answers on {address}; this process, {os.getpid()}, asks it.")
             for as_of in (instant for instant in INSTANTS if instant < until):
                 # An interval is half-open: its end is the first instant that is not in it.
                 with story.progress() as progress:
-                    replay.materialize(begin, as_of + _MICROSECOND, progress=progress)
+                    replay.materialize(begin, as_of + _MICROSECOND, views, progress=progress)
                 begin = as_of + _MICROSECOND
                 found[as_of] = _compare(store, client, as_of, seconds)
     story.table(_COLUMNS, [_row(as_of, comparison) for as_of, comparison in found.items()])

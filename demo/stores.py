@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from featurestore import FeatureStore, OnlineClient
+from featurestore.clock import Clock
 from featurestore.errors import UnavailableError
 from featurestore.wiring import load_settings
 
@@ -45,19 +46,22 @@ class ServerFailedError(RuntimeError):
     """The server did not come up; holds the end of its log."""
 
 
-def urls(state: Path) -> dict[str, str]:
-    """Return the settings of a state folder as environment variables."""
+def urls(state: Path, *, inherit: bool = False) -> dict[str, str]:
+    """Return the settings of a state folder as environment variables, our own ones too if asked."""
     return {
+        **(os.environ if inherit else {}),
         "FEATURESTORE_REGISTRY_URL": f"sqlite:///{state / 'registry.db'}",
         "FEATURESTORE_OFFLINE_PATH": str(state / "offline"),
         "FEATURESTORE_ONLINE_URL": f"lmdb:{state / 'online'}",
     }
 
 
-def open_store(state: Path) -> FeatureStore:
-    """Open the repository over a state folder."""
+def open_store(
+    state: Path, repository: Path = REPOSITORY, clock: Clock | None = None
+) -> FeatureStore:
+    """Open a repository over a state folder."""
     state.mkdir(parents=True, exist_ok=True)
-    settings = load_settings(REPOSITORY)
+    settings = load_settings(repository)
     values = urls(state)
     settings = settings.model_copy(
         update={
@@ -70,11 +74,11 @@ def open_store(state: Path) -> FeatureStore:
             "online": settings.online.model_copy(update={"url": values["FEATURESTORE_ONLINE_URL"]}),
         }
     )
-    return FeatureStore(REPOSITORY, settings=settings)
+    return FeatureStore(repository, settings=settings, clock=clock)
 
 
 @contextlib.contextmanager
-def server(state: Path) -> Iterator[tuple[str, int]]:
+def server(state: Path, repository: Path = REPOSITORY) -> Iterator[tuple[str, int]]:
     """Run `featurestore serve` over a state folder; give its address and process id.
 
     Raises:
@@ -82,13 +86,12 @@ def server(state: Path) -> Iterator[tuple[str, int]]:
     """
     address = f"127.0.0.1:{_free_port()}"
     command = [str(Path(sys.executable).with_name("featurestore")), "serve", "--address", address]
-    env = {**os.environ, **urls(state)}
     log = state / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603  (our own command)
             command,
-            cwd=REPOSITORY,
-            env=env,
+            cwd=repository,
+            env=urls(state, inherit=True),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -10,23 +10,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featurestore.model.columns import Aggregate, Field
     from featurestore.model.declarations import (
         Entity,
         FeatureSelection,
         FeatureService,
         FeatureView,
-        Field,
-        FileSource,
         OnDemandFeatureView,
-        RequestSource,
         on_demand_feature_view,
     )
+    from featurestore.model.sources import FileSource, RequestSource, StreamSource
     from featurestore.services.historical import RetrievalJob
     from featurestore.services.response import OnlineResponse
     from featurestore.serving.client import OnlineClient
     from featurestore.wiring import FeatureStore
 
 __all__ = [
+    "Aggregate",
     "Entity",
     "FeatureSelection",
     "FeatureService",
@@ -39,22 +39,25 @@ __all__ = [
     "OnlineResponse",
     "RequestSource",
     "RetrievalJob",
+    "StreamSource",
     "on_demand_feature_view",
 ]
 
 _HOMES = {
+    "Aggregate": "featurestore.model.columns",
     "Entity": "featurestore.model.declarations",
     "FeatureSelection": "featurestore.model.declarations",
     "FeatureService": "featurestore.model.declarations",
     "FeatureStore": "featurestore.wiring",
     "FeatureView": "featurestore.model.declarations",
-    "Field": "featurestore.model.declarations",
-    "FileSource": "featurestore.model.declarations",
+    "Field": "featurestore.model.columns",
+    "FileSource": "featurestore.model.sources",
     "OnDemandFeatureView": "featurestore.model.declarations",
     "OnlineClient": "featurestore.serving.client",
     "OnlineResponse": "featurestore.services.response",
-    "RequestSource": "featurestore.model.declarations",
+    "RequestSource": "featurestore.model.sources",
     "RetrievalJob": "featurestore.services.historical",
+    "StreamSource": "featurestore.model.sources",
     "on_demand_feature_view": "featurestore.model.declarations",
 }
 

@@ -2,8 +2,9 @@
 
 Scalars are bool, int32, int64, float32, float64, string, bytes, date and timestamp (aware UTC,
 microseconds). `list<scalar>` holds any number of them, nulls included. `vector<float32, n>` and
-`vector<float64, n>` are embeddings: exactly n numbers, none of them null. Nothing else is a value
-type: a decimal, a duration or a nested list must be converted by an expression first.
+`vector<float64, n>` are embeddings: exactly n numbers, none of them null. `map<key, scalar>` holds
+a value, perhaps null, for each of its keys; no key is null, floating, or there twice. Nothing else
+is a value type: a decimal, a duration or a nested list must be converted by an expression first.
 """
 
 from __future__ import annotations
@@ -53,9 +54,12 @@ _DUCKDB = {
     "timestamp": "TIMESTAMPTZ",
 }
 _PATTERN = re.compile(
-    r"^\s*(?:(list)\s*<\s*(\w+)\s*>|(vector)\s*<\s*(\w+)\s*,\s*(\d+)\s*>|(\w+))\s*$"
+    r"^\s*(?:(list)\s*<\s*(\w+)\s*>|(vector)\s*<\s*(\w+)\s*,\s*(\d+)\s*>"
+    r"|(map)\s*<\s*(\w+)\s*,\s*(\w+)\s*>|(\w+))\s*$"
 )
-_ALLOWED = f"{', '.join(SCALARS)}, list<scalar>, vector<float32, n>, vector<float64, n>"
+_ALLOWED = (
+    f"{', '.join(SCALARS)}, list<scalar>, vector<float32, n>, vector<float64, n>, map<key, scalar>"
+)
 # What a source may hold without loss for a declared type, beside the type itself.
 _WIDENS = {
     ("int32", "int64"),
@@ -69,16 +73,20 @@ class DType:
     """A value type.
 
     Attributes:
-        scalar: The scalar's name, or that of the items of a list or vector.
-        container: "" for a scalar, "list" or "vector".
+        scalar: The scalar's name, or that of the items of a list or vector, or of a map's values.
+        container: "" for a scalar, "list", "vector" or "map".
         length: The number of items of a vector, else 0.
+        key: The scalar of a map's keys, else "".
     """
 
     scalar: str
     container: str = ""
     length: int = 0
+    key: str = ""
 
     def __str__(self) -> str:
+        if self.container == "map":
+            return f"map<{self.key}, {self.scalar}>"
         if self.container == "list":
             return f"list<{self.scalar}>"
         if self.container == "vector":
@@ -87,13 +95,13 @@ class DType:
 
     @property
     def item(self) -> DType:
-        """The type of one item of a list or vector."""
+        """The type of one item of a list or vector, or of a map's values."""
         return DType(self.scalar)
 
     @property
     def width(self) -> int | None:
         """Bytes of a packed value, or None when it varies (string, bytes, lists)."""
-        if self.container == "list" or self.scalar in {"string", "bytes"}:
+        if self.container in {"list", "map"} or self.scalar in {"string", "bytes"}:
             return None
         size = int(_NUMPY[self.scalar][2:])
         return size * (self.length or 1)
@@ -110,6 +118,8 @@ class DType:
         DuckDB 2.0 fails to join or count rows that hold a null of its own fixed-length type.
         """
         base = _DUCKDB[self.scalar]
+        if self.container == "map":
+            return f"MAP({_DUCKDB[self.key]}, {base})"
         return f"{base}[]" if self.container else base
 
     @property
@@ -128,6 +138,7 @@ class DType:
             self.container == other.container
             and (other.scalar, self.scalar) in _WIDENS
             and other.length == self.length
+            and other.key == self.key
         )
 
 
@@ -149,8 +160,10 @@ def parse(text: str) -> DType:
             return DType(match[2], "list")
         if match[3] and match[4] in {"float32", "float64"} and int(match[5]) > 0:
             return DType(match[4], "vector", int(match[5]))
-        if match[6] in SCALARS:
-            return DType(match[6])
+        if match[6] and match[7] in KEY_SCALARS and match[8] in SCALARS:
+            return DType(match[8], "map", key=match[7])
+        if match[9] in SCALARS:
+            return DType(match[9])
     raise DefinitionError(
         f"'{text}' is no value type.", allowed=_ALLOWED, hint=near_miss(text, SCALARS)
     )
@@ -176,6 +189,8 @@ def _arrow(dtype: DType) -> pa.DataType:
         return pa.list_(item)
     if dtype.container == "vector":
         return pa.list_(item, dtype.length)
+    if dtype.container == "map":
+        return pa.map_(scalars[dtype.key], item)
     return item
 
 
@@ -198,6 +213,9 @@ def from_arrow(arrow: pa.DataType) -> DType | None:
     if pat.is_list(arrow) or pat.is_large_list(arrow) or isinstance(arrow, pa.ListViewType):
         item = from_arrow(arrow.value_type)
         return DType(item.scalar, "list") if item is not None and not item.container else None
+    if pat.is_map(arrow):
+        key, value = _scalar_from_arrow(arrow.key_type), _scalar_from_arrow(arrow.item_type)
+        return DType(value, "map", key=key) if value and key in KEY_SCALARS else None
     scalar = _scalar_from_arrow(arrow)
     return DType(scalar) if scalar else None
 

@@ -28,8 +28,12 @@ are attributes too, so that the CLI and the gRPC server render them without pars
     ├── UnavailableError (ConnectionError)      a registry, store or server cannot be reached now
     │   ├── RegistryUnavailableError
     │   ├── OnlineStoreUnavailableError
+    │   ├── StreamUnavailableError
+    │   ├── OverloadedError                     the server has more to do than it takes on
     │   └── DeadlineExceededError (TimeoutError)
-    └── AuthenticationError (PermissionError)   a password or user was refused
+    ├── AuthenticationError (PermissionError)   a password or user was refused
+    │   └── UnauthenticatedError                a call says not, or not rightly, who makes it
+    └── AccessDeniedError (PermissionError)     whoever calls may not do this
 """
 
 from __future__ import annotations
@@ -185,9 +189,14 @@ class OutOfMemoryError(StorageError, MemoryError):
 
 
 class UnavailableError(FeatureStoreError, ConnectionError):
-    """A registry, a store or a server cannot be reached now; trying later may help."""
+    """A registry, a store or a server cannot be reached now; trying later may help.
+
+    Attributes:
+        retry_seconds: How long to wait before the next try, where that is known.
+    """
 
     exit_code = 4
+    retry_seconds: float | None = None
 
 
 class RegistryUnavailableError(UnavailableError):
@@ -198,12 +207,28 @@ class OnlineStoreUnavailableError(UnavailableError):
     """The online store cannot be reached or does not answer."""
 
 
+class StreamUnavailableError(UnavailableError):
+    """The event stream does not answer, or was gone for a moment."""
+
+
+class OverloadedError(UnavailableError):
+    """The server has more to do than it takes on; nothing of the call was begun."""
+
+
 class DeadlineExceededError(UnavailableError, TimeoutError):
     """No answer came before the caller's deadline."""
 
 
 class AuthenticationError(FeatureStoreError, PermissionError):
     """A password or a user was refused."""
+
+
+class UnauthenticatedError(AuthenticationError):
+    """A call of a feature server does not say who makes it, or what it says is not valid."""
+
+
+class AccessDeniedError(FeatureStoreError, PermissionError):
+    """Whoever makes the call is known, and may not do what it asks for."""
 
 
 def near_miss(name: str, known: Iterable[str]) -> str | None:

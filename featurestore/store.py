@@ -6,7 +6,7 @@ adapters stand behind the services is `wiring`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -23,13 +23,20 @@ if TYPE_CHECKING:
     from featurestore.ports.online import OnlineStore
     from featurestore.ports.registry import Registry
     from featurestore.services.historical import HistoricalReader, RetrievalJob
+    from featurestore.services.ingestion import Ingestor, Tell
     from featurestore.services.jobs import MaterializationReport, Materializer
     from featurestore.services.materialization import Progress
     from featurestore.services.online import OnlineReader
+    from featurestore.services.pushing_events import EventPusher, PushReceipt
     from featurestore.services.registration import ApplyResult, Registration
     from featurestore.services.response import OnlineResponse
     from featurestore.services.state import StateCache
     from featurestore.services.status import StatusReader, ViewStatus
+    from featurestore.services.value_explaining import ValueExplainer
+    from featurestore.services.value_report import ValueReport
+    from featurestore.services.verification import Verifier
+    from featurestore.services.verification_reading import Answering
+    from featurestore.services.verification_report import VerificationReport
 
 Instant = datetime | str
 
@@ -52,11 +59,20 @@ class Services(Protocol):
     @property
     def materializer(self) -> Materializer: ...  # noqa: D102
     @property
+    def event_pusher(self) -> EventPusher: ...  # noqa: D102
+    @property
     def historical(self) -> HistoricalReader: ...  # noqa: D102
     @property
     def online(self) -> OnlineReader: ...  # noqa: D102
     @property
     def status(self) -> StatusReader: ...  # noqa: D102
+    @property
+    def verifier(self) -> Verifier: ...  # noqa: D102
+    @property
+    def value_explainer(self) -> ValueExplainer: ...  # noqa: D102
+    def ingestor(  # noqa: D102
+        self, member: str, *, sources: Sequence[str] = ..., workers: int = ..., tell: Tell = ...
+    ) -> Ingestor: ...
     def declarations(self) -> Declarations: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 
@@ -154,6 +170,24 @@ class BaseStore:
         self.services.state.invalidate()
         return report
 
+    def push(self, source: str, events: Any) -> PushReceipt:
+        """Append live events to the stream of a source, durably.
+
+        `featurestore ingest` puts them online within milliseconds, and into the tables. Pushing
+        events again changes nothing.
+
+        Args:
+            source: The name of a `StreamSource` that an applied view has.
+            events: A list of dicts, a dict of lists, or a pyarrow, polars or pandas table, with the
+                columns of the source's history; those that are missing are null.
+
+        Raises:
+            FeatureNotFoundError: No applied view has a source of this name.
+            RequestError: The source has no stream, or the events do not fit its history.
+            StreamUnavailableError: The stream is gone; push all of them again later.
+        """
+        return self.services.event_pusher.push(source, events)
+
     def get_historical_features(
         self,
         entity_rows: Any,
@@ -231,6 +265,52 @@ class BaseStore:
             request=request,
             full_feature_names=full_feature_names,
         )
+
+    def verify(
+        self,
+        features: FeaturesArgument,
+        *,
+        sample: int | None = None,
+        entities: Any = None,
+        as_of: Instant | Sequence[Instant] | None = None,
+        seed: int = 0,
+        client: Answering | None = None,
+    ) -> VerificationReport:
+        """Compute again what is served online, and compare it bit for bit (laws V1, V2).
+
+        Args:
+            features: A service, its name, or a list of `view:feature` references.
+            sample: How many entities to draw from the views' tables; None takes all of them.
+            entities: Instead of these: a Parquet or CSV file, or a table, with the join keys.
+            as_of: The instants to ask for; one, several, or now.
+            seed: Draws another sample.
+            client: An `OnlineClient`, to ask its server; without one, this process reads the store.
+
+        Raises:
+            RequestError: Nothing could be compared.
+        """
+        given = [] if as_of is None else [as_of] if isinstance(as_of, Instant) else as_of
+        return self.services.verifier.verify(
+            features,
+            sample=sample,
+            entities=entities,
+            as_of=[to_instant(instant, "as_of") for instant in given],
+            seed=seed,
+            ask=None if client is None else client.get_online_features,
+        )
+
+    def explain(
+        self, reference: str, entity: Mapping[str, Any], *, as_of: Instant | None = None
+    ) -> ValueReport:
+        """Return where a value comes from: its rows or events, and what is served online.
+
+        Args:
+            reference: `view:feature`.
+            entity: A value for each join key.
+            as_of: The instant; None is now.
+        """
+        instant = None if as_of is None else to_instant(as_of, "as_of")
+        return self.services.value_explainer.explain(reference, entity, instant)
 
     def status(self) -> list[ViewStatus]:
         """Return for each view its freshness, runs, rows, and whether it is late."""

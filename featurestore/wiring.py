@@ -1,25 +1,22 @@
 """Settings become a `FeatureStore`: the only room that knows the adapters.
 
-Reads `featurestore.toml` and the `FEATURESTORE_...` variables, which win. Secrets come from
-variables only. Adapters are made on first use: a server never loads the engine.
+Adapters are made on first use: a server never loads the engine.
 """
 
 from __future__ import annotations
 
 import os
-import tomllib
+import threading
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from featurestore.clock import Clock, SystemClock
-from featurestore.errors import SettingsError, near_miss
+from featurestore.errors import SettingsError
 from featurestore.model.settings import Settings, parse_size
+from featurestore.settings_file import FILE_NAME, load_settings
 from featurestore.store import BaseStore
+from featurestore.wired_streams import StreamServices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
     from featurestore.ports.engine import Engine, Sources
     from featurestore.ports.online import OnlineStore
     from featurestore.ports.registry import Registry
+    from featurestore.ports.streams import EventStream
     from featurestore.ports.tables import Tables
     from featurestore.services.historical import HistoricalReader
     from featurestore.services.jobs import Materializer
@@ -35,99 +33,15 @@ if TYPE_CHECKING:
     from featurestore.services.online import OnlineReader
     from featurestore.services.registration import Registration
     from featurestore.services.state import StateCache
+    from featurestore.services.states import StateWriter
     from featurestore.services.status import StatusReader
+    from featurestore.services.value_explaining import ValueExplainer
+    from featurestore.services.verification import Verifier
 
-FILE_NAME = "featurestore.toml"
-_SECRETS = (("registry", "password"), ("online", "password"))
-
-
-class _FromEnvironment(BaseSettings, Settings):
-    """The settings with the environment laid over the file's values."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="FEATURESTORE_",
-        env_nested_delimiter="_",
-        env_nested_max_split=1,
-        frozen=True,
-        extra="forbid",
-    )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Variables first, then the file, which comes as arguments."""
-        del settings_cls, dotenv_settings, file_secret_settings
-        return env_settings, init_settings
+__all__ = ["FILE_NAME", "FeatureStore", "WiredServices", "load_settings"]
 
 
-def load_settings(folder: Path) -> Settings:
-    """Return the settings of a repository.
-
-    Raises:
-        SettingsError: The file is missing or wrong, or holds a secret; names the key.
-    """
-    path = folder / FILE_NAME
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SettingsError(
-            f"There is no {FILE_NAME} here.",
-            where=str(folder.resolve()),
-            hint="Run 'featurestore init DIR' to begin, or name the folder with --repo.",
-        ) from error
-    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"{FILE_NAME} cannot be read.", where=str(path), got=str(error)
-        ) from error
-    _refuse_secrets(values, path)
-    try:
-        return _FromEnvironment(**values)
-    except ValidationError as error:
-        raise _settings_error(error, path) from error
-
-
-def _refuse_secrets(values: Mapping[str, Any], path: Path) -> None:
-    for section, key in _SECRETS:
-        table = values.get(section)
-        if not isinstance(table, dict):
-            continue
-        inside = isinstance(table.get("url"), str) and urlsplit(table["url"]).password
-        if key in table or inside:
-            raise SettingsError(
-                f"A secret stands in {FILE_NAME}.",
-                where=f"{path}, [{section}]",
-                hint=f"Take it out and set FEATURESTORE_{section.upper()}_{key.upper()}.",
-            )
-
-
-def _settings_error(error: ValidationError, path: Path) -> SettingsError:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    known = [*Settings.model_fields]
-    for name, field in Settings.model_fields.items():
-        nested = getattr(field.annotation, "model_fields", {})
-        known += [f"{name}.{inner}" for inner in nested]
-    if first["type"] == "extra_forbidden":
-        return SettingsError(
-            f"The setting '{key}' does not exist.",
-            where=str(path),
-            hint=near_miss(key, known) or "See docs/settings.md for all of them.",
-        )
-    if first["type"] == "missing":
-        return SettingsError(f"The setting '{key}' is missing.", where=str(path))
-    message = first["msg"].removeprefix("Value error, ")
-    return SettingsError(
-        f"The setting '{key}' is wrong: {message}.", where=str(path), got=repr(first["input"])
-    )
-
-
-class WiredServices:
+class WiredServices(StreamServices):
     """Makes each adapter and service of one repository on first use.
 
     Args:
@@ -141,6 +55,8 @@ class WiredServices:
         self.settings = settings
         self.clock = clock
         self._closers: list[Callable[[], None]] = []
+        self._streams: dict[str, EventStream] = {}
+        self._opening = threading.Lock()
 
     @cached_property
     def registry(self) -> Registry:
@@ -192,6 +108,44 @@ class WiredServices:
             allowed="lmdb:PATH, redis://, rediss://, redis+cluster:// or memory:",
         )
 
+    def open_stream(self, url: str) -> EventStream:
+        """Return the stream of a URL, the same one for the same URL.
+
+        Raises:
+            SettingsError: The URL, or what it needs, is wrong.
+            StreamUnavailableError: The stream is gone.
+        """
+        with self._opening:
+            if url not in self._streams:
+                self._streams[url] = self._make_stream(url)
+                self._closers.append(self._streams[url].close)
+            return self._streams[url]
+
+    def _make_stream(self, url: str) -> EventStream:
+        settings = self.settings.streams
+        more: dict[str, Any] = {
+            "username": settings.username,
+            "password": _reveal(settings.password),
+            "timeout": settings.timeout_seconds,
+            "clock": self.clock,
+        }
+        scheme = url.partition(":")[0]
+        if scheme == "lmdb":
+            from featurestore.adapters.lmdb.streams import LmdbEventStream
+
+            return LmdbEventStream.from_url(url, base=self.folder, **more)
+        if scheme == "memory":
+            from featurestore.adapters.memory_stream import MemoryEventStream
+
+            return MemoryEventStream.from_url(url, **more)
+        if scheme == "kafka":
+            from featurestore.adapters.kafka import KafkaEventStream
+
+            return KafkaEventStream.from_url(url, **more)
+        from featurestore.adapters.redis.streams import RedisEventStream
+
+        return RedisEventStream.from_url(url, **more)
+
     @cached_property
     def engine(self) -> Engine:
         """DuckDB."""
@@ -208,12 +162,12 @@ class WiredServices:
 
     @cached_property
     def sources(self) -> Sources:
-        """Local files and Delta tables."""
+        """Local files, Delta tables and the logs of streams."""
         from featurestore.adapters.delta import DeltaSources
         from featurestore.adapters.files import LocalFiles
         from featurestore.services.sources import SourceRouter
 
-        return SourceRouter(LocalFiles(self.folder), DeltaSources(self.folder))
+        return SourceRouter(LocalFiles(self.folder), DeltaSources(self.folder), self.stream_log)
 
     @cached_property
     def tables(self) -> Tables:
@@ -251,21 +205,24 @@ class WiredServices:
             clock=self.clock,
             tables=self.tables,
             online=self.online_store,
+            live=self.live_disposal,
         )
+
+    @cached_property
+    def states(self) -> StateWriter:
+        """Applies events to the states of aggregated views."""
+        from featurestore.services.states import StateWriter
+
+        return StateWriter(self.settings.project, self.online_store)
 
     @cached_property
     def materializer(self) -> Materializer:
         """The jobs."""
         from featurestore.services.jobs import Materializer
         from featurestore.services.materialization import ViewJob
-        from featurestore.services.pushing import Pusher
         from featurestore.services.runs import RunLog
 
-        project, offline, online = (
-            self.settings.project,
-            self.settings.offline,
-            self.settings.online,
-        )
+        project, offline = self.settings.project, self.settings.offline
         job = ViewJob(
             project,
             engine=self.engine,
@@ -273,12 +230,8 @@ class WiredServices:
             tables=self.tables,
             registry=self.registry,
             runs=RunLog(project, self.registry, self.clock),
-            pusher=Pusher(
-                project,
-                self.online_store,
-                batch_rows=online.batch_rows,
-                gc_grace_hours=online.gc_grace_hours,
-            ),
+            pusher=self.pusher,
+            states=self.states,
             clock=self.clock,
             target_file_size=parse_size(offline.target_file_size),
         )
@@ -335,6 +288,39 @@ class WiredServices:
             online=self.online_store,
             clock=self.clock,
             misfire_grace_seconds=self.settings.scheduling.misfire_grace_seconds,
+            refused=self.stream_log.quarantined,
+        )
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """Compares what is served with the tables."""
+        from featurestore.services.verification import Verifier
+
+        return Verifier(
+            self.settings.project,
+            state=self.state,
+            ask=self.online.get_online_features,
+            historical=self.historical,
+            tables=self.tables,
+            engine=self.engine,
+            registry=self.registry,
+            clock=self.clock,
+        )
+
+    @cached_property
+    def value_explainer(self) -> ValueExplainer:
+        """Tells where values come from."""
+        from featurestore.services.value_explaining import ValueExplainer
+
+        return ValueExplainer(
+            self.settings.project,
+            state=self.state,
+            online=self.online,
+            online_store=self.online_store,
+            historical=self.historical,
+            tables=self.tables,
+            engine=self.engine,
+            clock=self.clock,
         )
 
     def declarations(self) -> Declarations:

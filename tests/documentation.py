@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featurestore.errors import UnavailableError
+from featurestore.errors import UnauthenticatedError, UnavailableError
 from featurestore.testing.valkey import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,6 +169,8 @@ def _answers(address: str) -> bool:
     with OnlineClient(address, timeout=1.0) as client:
         try:
             client.serving_info()
+        except UnauthenticatedError:
+            return True
         except UnavailableError:
             return False
     return True

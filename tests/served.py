@@ -59,6 +59,11 @@ EVERY_TYPE = {
     "many_timestamps": "list<timestamp>",
     "embedding": "vector<float32, 3>",
     "wide": "vector<float64, 2>",
+    "by_string": "map<string, float64>",
+    "by_day": "map<date, int64>",
+    "by_number": "map<int64, bytes>",
+    "by_bytes": "map<bytes, timestamp>",
+    "by_bool": "map<bool, string>",
 }
 
 

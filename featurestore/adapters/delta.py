@@ -18,7 +18,8 @@ import deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
-from featurestore.compile.plan import SourcePlan
+from featurestore.compile.event_sql import ACCEPTED
+from featurestore.compile.plan import POSITION, SourcePlan
 from featurestore.dtypes import from_arrow
 from featurestore.errors import (
     ConflictError,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 _APPLICATION = "featurestore"
 _PREFIX = "featurestore."
+# Commits of other programs, such as an OPTIMIZE, that may lie behind the last one of ours.
+_OTHERS = 100
 
 
 class DeltaTables:
@@ -67,7 +70,7 @@ class DeltaTables:
                 table_id,
                 table.version(),
                 tuple(_files(actions, self._folder / table_id)),
-                _metadata(table),
+                _metadata(self._folder / table_id, table.version()),
             )
 
     def commit(
@@ -86,6 +89,7 @@ class DeltaTables:
             table = self._open(table_id)
             if table is None:
                 table = self._create(path, schema)
+            _add_columns(table, schema)
             found = table.version()
             # A table that was just created by this call or by a writer who died has version 0.
             if found != read_version and not (read_version == -1 and found == 0):
@@ -97,7 +101,7 @@ class DeltaTables:
                 table.create_write_transaction(
                     actions,
                     "append",
-                    schema,
+                    _declared(schema),
                     ["event_period"],
                     commit_properties=CommitProperties(
                         custom_metadata={_PREFIX + key: value for key, value in metadata.items()},
@@ -144,7 +148,11 @@ class DeltaTables:
     def _create(path: str, schema: pa.Schema) -> deltalake.DeltaTable:
         Path(path).mkdir(parents=True, exist_ok=True)
         deltalake.DeltaTable.create(
-            path, schema, mode="ignore", partition_by=["event_period"], configuration=_CONFIGURATION
+            path,
+            _declared(schema),
+            mode="ignore",
+            partition_by=["event_period"],
+            configuration=_LIVE if ACCEPTED in schema.names else _CONFIGURATION,
         )
         return deltalake.DeltaTable(path)
 
@@ -154,41 +162,98 @@ _CONFIGURATION = {
     "delta.logRetentionDuration": "interval 3650 days",
     "delta.deletedFileRetentionDuration": "interval 1 days",
 }
+# A stream's log is committed to every few seconds, and nobody asks for its former versions.
+_LIVE = _CONFIGURATION | {"delta.logRetentionDuration": "interval 1 days"}
+
+
+def _add_columns(table: deltalake.DeltaTable, schema: pa.Schema) -> None:
+    """Declare columns that are new; a commit of its own, so that the caller's conflicts once."""
+    known = {field.name for field in table.schema().fields}
+    new = [field for field in _declared(schema) if field.name not in known]
+    if new:
+        import pyarrow as pa
+
+        table.alter.add_columns(list(deltalake.Schema.from_arrow(pa.schema(new)).fields))
+
+
+def _declared(schema: pa.Schema) -> pa.Schema:
+    """Return the columns as Delta can declare them: text for what it has no type for.
+
+    Our own readers take the types from the files, which have all of them.
+    """
+    import pyarrow as pa
+
+    return pa.schema([f if _has_type(f.type) else f.with_type(pa.string()) for f in schema])
+
+
+def _has_type(arrow: Any) -> bool:
+    import pyarrow.types as pat
+
+    if pat.is_struct(arrow) or pat.is_map(arrow) or hasattr(arrow, "value_type"):
+        inner = [arrow.field(i).type for i in range(arrow.num_fields)]
+        return all(_has_type(each) for each in inner or [arrow.value_type])
+    refused = (pat.is_time, pat.is_float16, pat.is_duration, pat.is_interval, pat.is_null)
+    return not any(check(arrow) for check in refused)
 
 
 def _files(actions: Any, folder: Path) -> Iterator[TableFile]:
+    """Yield the files; the span of a stream's log is told by our stamp (`ports.tables`)."""
     import pyarrow as pa
 
     rows = pa.table(actions)
     if rows.num_rows == 0:
         return
+    accepted = f"min.{ACCEPTED}" in rows.schema.names
+    instant = ACCEPTED if accepted else "event_timestamp"
     columns = {
         "path": rows["path"].to_pylist(),
         "period": rows["partition.event_period"].to_pylist(),
         "rows": rows["num_records"].to_pylist(),
         "bytes": rows["size_bytes"].to_pylist(),
-        "min_event": rows["min.event_timestamp"].cast(pa.int64()).to_pylist(),
-        "max_event": rows["max.event_timestamp"].cast(pa.int64()).to_pylist(),
+        "min_event": rows[f"min.{instant}"].cast(pa.int64()).to_pylist(),
+        "max_event": rows[f"max.{instant}"].cast(pa.int64()).to_pylist(),
     }
+    if accepted:
+        columns["last_position"] = rows[f"max.{POSITION}"].to_pylist()
     for path, *rest in zip(*columns.values(), strict=True):
         yield TableFile(str(folder / path), *rest)
 
 
-def _metadata(table: deltalake.DeltaTable) -> dict[str, str]:
-    newest = table.history(1)[0]
-    return {
-        key.removeprefix(_PREFIX): str(value)
-        for key, value in newest.items()
-        if key.startswith(_PREFIX)
-    }
+def _metadata(folder: Path, version: int) -> dict[str, str]:
+    """Return what our last commit said, as of a version.
+
+    Read from the log itself: `DeltaTable.history` tells of the newest commit that there is by now,
+    under the number of the version that was opened.
+    """
+    for number in range(version, max(-1, version - _OTHERS), -1):
+        file = folder / "_delta_log" / f"{number:020}.json"
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return {}
+        commits = (json.loads(line).get("commitInfo") for line in lines if _PREFIX in line)
+        for commit in commits:
+            found = {
+                key.removeprefix(_PREFIX): str(value)
+                for key, value in (commit or {}).items()
+                if key.startswith(_PREFIX)
+            }
+            if found:
+                return found
+    return {}
 
 
 def _add_action(file: TableFile, now_ms: int) -> AddAction:
+    instant = "event_timestamp" if file.last_position is None else ACCEPTED
+    low: dict[str, Any] = {instant: format_instant(file.min_event)}
+    high: dict[str, Any] = {instant: format_instant(file.max_event)}
+    if file.last_position is not None:
+        high[POSITION] = file.last_position
     stats = {
         "numRecords": file.rows,
-        "minValues": {"event_timestamp": format_instant(file.min_event)},
-        "maxValues": {"event_timestamp": format_instant(file.max_event)},
-        "nullCount": {"event_timestamp": 0},
+        "minValues": low,
+        "maxValues": high,
+        "nullCount": {instant: 0},
     }
     return AddAction(
         path=file.path,

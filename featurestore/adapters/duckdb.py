@@ -7,9 +7,11 @@ elsewhere. Sessions run in UTC and without extensions from outside.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
+from featurestore.compile.event_sql import ACCEPTED
+from featurestore.compile.plan import POSITION
 from featurestore.errors import (
     DataError,
     FeatureStoreError,
@@ -137,6 +141,27 @@ class DuckDBSession:
         with _translated(name):
             self._connection.register(name, data)
 
+    def feed(self, name: str, schema: pa.Schema) -> Callable[[pa.Table], None]:
+        """Make a name readable whose data come later; return who takes them."""
+        fed = _Fed(schema.empty_table())
+        with _translated(name):
+            self._connection.register(name, fed)
+        return fed.take
+
+    def prepare(self, sql: str) -> Callable[[], pa.Table]:
+        """Return a function that runs a query, planned once."""
+        name = f"q{hashlib.blake2b(sql.encode(), digest_size=8).hexdigest()}"
+        # It says to take `sql` instead, which costs more here than the copy of a few rows.
+        warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning)
+        with _translated(sql):
+            self._connection.execute(f"PREPARE {name} AS {sql}")
+
+        def run() -> pa.Table:
+            with _translated(sql):
+                return self._connection.execute(f"EXECUTE {name}").to_arrow_table()
+
+        return run
+
     def register_canonical(
         self, name: str, function: Callable[[pa.Array], pa.Array], struct_type: str
     ) -> None:
@@ -185,9 +210,27 @@ class DuckDBSession:
         self._connection.interrupt()
 
 
+class _Fed:
+    """Arrow data that change: each scan reads what is there then."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def take(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        return self._table.__arrow_c_stream__(requested_schema)
+
+    def __arrow_c_schema__(self) -> object:
+        return self._table.schema.__arrow_c_schema__()
+
+
 def _written(row: tuple[Any, ...], folder: Path) -> WrittenFile:
     path, count, size, _, stats, partition = row[:6]
-    event = stats['"event_timestamp"']
+    # A stream's log has the source's own columns: there our stamp tells the span.
+    event = stats.get(f'"{ACCEPTED}"') or stats['"event_timestamp"']
+    position = stats.get(f'"{POSITION}"', {}).get("max") if f'"{ACCEPTED}"' in stats else None
     return WrittenFile(
         path=str(Path(path).relative_to(folder)),
         period=str(next(iter(partition.values()))),
@@ -195,6 +238,7 @@ def _written(row: tuple[Any, ...], folder: Path) -> WrittenFile:
         bytes=int(size),
         min_event=_stat_instant(event["min"]),
         max_event=_stat_instant(event["max"]),
+        last_position=None if position is None else int(position),
     )
 
 
@@ -235,6 +279,8 @@ def _error_from_text(text: str, sql: str) -> FeatureStoreError | KeyboardInterru
         return _memory(text, sql)
     if "conversion error" in lowered or "out of range" in lowered:
         return _conversion(text, sql)
+    if "map keys" in lowered or "duplicate key" in lowered:
+        return _map_keys(text)
     if any(word in lowered for word in ("no magic bytes", "parquet", "thrift", "snappy", "zstd")):
         return _corrupt(text)
     return RequestError("The engine refused a statement.", got=_first(text))
@@ -278,6 +324,15 @@ def _conversion(text: str, _: str) -> FeatureStoreError:
         "A value cannot be converted to the declared type.",
         got=_first(text),
         hint="Filter such rows by where=, or convert them by an expression (TRY_CAST).",
+    )
+
+
+def _map_keys(text: str) -> FeatureStoreError:
+    return DataError(
+        "A map holds a key twice, or a key that is null.",
+        got=_first(text),
+        allowed="each key once, and none null",
+        hint="Filter such rows by where=, or mend them by an expression.",
     )
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from featurestore.ports.online_laws import newest_per_key
+from featurestore.ports.online import VERSION, StateChange, StateRead
+from featurestore.ports.online_laws import check_changes, newest_per_key
 from featurestore.semantics.rows import is_newer
 
 
 class MemoryOnlineStore:
-    """Keeps the newest packed row of each key in this process. For use by any number of threads."""
+    """Keeps the newest packed row of each key, and states. For use by any number of threads."""
 
     def __init__(self) -> None:
         self._rows: dict[bytes, bytes] = {}
+        self._states: dict[bytes, dict[bytes, bytes]] = {}
         self._lock = threading.Lock()
 
     def read(self, keys: Sequence[bytes], *, timeout: float | None = None) -> list[bytes | None]:  # noqa: ARG002
@@ -46,18 +48,52 @@ class MemoryOnlineStore:
                     won += 1
         return won
 
+    def read_states(
+        self,
+        reads: Sequence[StateRead],
+        rows: Sequence[bytes] = (),
+        *,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> tuple[list[list[bytes | None]], list[bytes | None]]:
+        """Return the fields of each state and the value of each row, all of one moment."""
+        with self._lock:
+            found = [
+                [state.get(name) for name in read.fields]
+                for read in reads
+                for state in (self._states.get(read.key, {}),)
+            ]
+            return found, [self._rows.get(key) for key in rows]
+
+    def write_states(self, changes: Sequence[StateChange]) -> list[bool]:
+        """Make each change whose state is still as expected; return which were made.
+
+        Args:
+            changes: None of the same key. Their `expires_us` is ignored; nothing is collected here.
+
+        Raises:
+            RequestError: A change is none, see `check_changes`; nothing was changed.
+        """
+        check_changes(changes)
+        with self._lock:
+            return [self._change(change) for change in changes]
+
     def delete_namespace(self, namespace: bytes) -> int:
         """Delete every key that begins with these 8 bytes and no other; return how many."""
+        deleted = 0
         with self._lock:
-            doomed = [key for key in self._rows if key.startswith(namespace)]
-            for key in doomed:
-                del self._rows[key]
-        return len(doomed)
+            for kept in (self._rows, self._states):
+                doomed = [key for key in kept if key.startswith(namespace)]
+                for key in doomed:
+                    del kept[key]
+                deleted += len(doomed)
+        return deleted
 
     def count(self, namespace: bytes) -> int:
-        """Return how many keys begin with these 8 bytes."""
+        """Return how many keys of rows and states begin with these 8 bytes."""
         with self._lock:
-            return sum(key.startswith(namespace) for key in self._rows)
+            return sum(
+                key.startswith(namespace) for kept in (self._rows, self._states) for key in kept
+            )
 
     def ping(self, *, timeout: float | None = None) -> None:
         """Return at once."""
@@ -66,3 +102,14 @@ class MemoryOnlineStore:
         """Forget everything."""
         with self._lock:
             self._rows.clear()
+            self._states.clear()
+
+    def _change(self, change: StateChange) -> bool:
+        state = self._states.get(change.key, {})
+        if state.get(VERSION) != change.expected:
+            return False
+        for name in change.delete:
+            state.pop(name, None)
+        state.update(change.put)
+        self._states[change.key] = state
+        return True

@@ -1,7 +1,8 @@
 """The command line as a whole: its commands, how results are printed, and how errors end it.
 
-Exit codes: 0 done, 1 a clear error of ours, 2 usage, 3 data failed its expectations, 4 try again
-later, 130 interrupted. An exception that nobody foresaw is a bug, and said to be one.
+Exit codes: 0 done, 1 a clear error of ours, 2 usage, 3 data failed its expectations or is not equal
+online and offline, 4 try again later, 130 interrupted. An exception that nobody foresaw is a bug,
+and said to be one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from typing import Any, NoReturn
 
 import click
 
-from featurestore.cli import catalog, definitions, jobs, reading, serving
+from featurestore.cli import (
+    catalog,
+    definitions,
+    explaining,
+    jobs,
+    keys,
+    reading,
+    serving,
+    streams,
+    verifying,
+)
 from featurestore.cli.context import Invocation, StoppedError, shared_options
 from featurestore.cli.output import Output
 from featurestore.errors import FeatureStoreError
@@ -56,6 +67,7 @@ class _CommandLine(click.Group):
             result = super().main(words, obj=invocation, **more)
             if isinstance(result, Output):
                 render.show(result, invocation.output)
+                return result.exit_code
             return result if isinstance(result, int) else 0
         except BrokenPipeError:
             raise
@@ -161,7 +173,11 @@ for _command in (
     *definitions.COMMANDS,
     *jobs.COMMANDS,
     *reading.COMMANDS,
+    *streams.COMMANDS,
     *serving.COMMANDS,
+    *keys.COMMANDS,
+    *verifying.COMMANDS,
+    *explaining.COMMANDS,
     *catalog.COMMANDS,
 ):
     cli.add_command(_command)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -98,13 +97,13 @@ def _value(option: str, name: str, text: str, dtype: DType) -> Any:
     if text == "null" and str(dtype) != "string":
         return None
     try:
+        return _parsed(text, dtype)
+    except (ValueError, KeyError, TypeError, RequestError) as error:
+        allowed = _SHAPES.get(dtype.scalar, str(dtype))
         if dtype.container:
-            items = json.loads(text)
-            return [_PARSERS[dtype.scalar](_item_text(item)) for item in items]
-        return _PARSERS[dtype.scalar](text)
-    except (ValueError, KeyError, TypeError, binascii.Error, RequestError) as error:
-        shape = f"a JSON list of {dtype.scalar}" if dtype.container else None
-        allowed = shape or _SHAPES.get(dtype.scalar, str(dtype))
+            allowed = f"a JSON list of {dtype.scalar}"
+        if dtype.container == "map":
+            allowed = f'a JSON object of {dtype.scalar}, each key a {dtype.key} in ""'
         raise RequestError(
             f"'{name}' cannot be read as {dtype}.",
             where=f"{option} {name}={text}",
@@ -113,8 +112,28 @@ def _value(option: str, name: str, text: str, dtype: DType) -> Any:
         ) from error
 
 
-def _item_text(item: Any) -> str:
-    return item if isinstance(item, str) else json.dumps(item)
+def _parsed(text: str, dtype: DType) -> Any:
+    if dtype.container == "map":
+        pairs = json.loads(text, object_pairs_hook=tuple)
+        if not isinstance(pairs, tuple):
+            raise TypeError("this is no JSON object")
+        found = {_PARSERS[dtype.key](key): _item(item, dtype) for key, item in pairs}
+        if len(found) < len(pairs):
+            raise ValueError("a key is there twice")
+        return found
+    if dtype.container:
+        items = json.loads(text)
+        if not isinstance(items, list):
+            raise TypeError("this is no JSON list")
+        return [_item(item, dtype) for item in items]
+    return _PARSERS[dtype.scalar](text)
+
+
+def _item(item: Any, dtype: DType) -> Any:
+    """Return what a JSON value inside of a list or map stands for; null is nothing."""
+    if item is None:
+        return None
+    return _PARSERS[dtype.scalar](item if isinstance(item, str) else json.dumps(item))
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {

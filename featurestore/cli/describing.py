@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from featurestore.compile.aggregate_text import aggregate_texts
 from featurestore.errors import FeatureNotFoundError, listing, near_miss
 from featurestore.semantics.timeline import to_datetime
 
@@ -91,6 +92,7 @@ def applied(state: ProjectState, kind: str) -> list[dict[str, Any]]:
 def view(plan: ViewPlan, catalog: Catalog, serving: ViewPlan | None) -> dict[str, Any]:
     """Return a feature view."""
     served = serving or plan
+    aggregates = aggregate_texts(plan)
     return {
         "kind": "feature_view",
         "name": plan.name,
@@ -103,7 +105,7 @@ def view(plan: ViewPlan, catalog: Catalog, serving: ViewPlan | None) -> dict[str
             {
                 "name": feature.name,
                 "dtype": feature.dtype,
-                "expression": feature.expression,
+                "expression": aggregates.get(feature.name, feature.expression),
                 "description": feature.description,
             }
             for feature in plan.features
@@ -179,7 +181,7 @@ def sources(catalog: Catalog) -> list[dict[str, Any]]:
 def source(plan: SourcePlan) -> dict[str, Any]:
     """Return a source."""
     return {
-        "kind": "file_source",
+        "kind": "file_source" if plan.stream is None else "stream_source",
         "name": plan.name,
         "format": plan.kind,
         "path": plan.path,
@@ -188,6 +190,10 @@ def source(plan: SourcePlan) -> dict[str, Any]:
         "created_timestamp": plan.created_timestamp,
         "timezone": plan.timezone,
         "field_mapping": plan.field_mapping,
+        "event_id": plan.event_id,
+        "version": plan.version,
+        "deleted": plan.deleted,
+        "stream": plan.stream,
     }
 
 

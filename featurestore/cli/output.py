@@ -57,10 +57,12 @@ class Output:
     Attributes:
         data: What `--output json` prints, once made plain.
         blocks: What `--output text` prints, one below the other.
+        exit_code: How the command ends.
     """
 
     data: Mapping[str, Any]
     blocks: Sequence[Block] = field(default=())
+    exit_code: int = 0
 
 
 def plain(value: Any) -> Any:
@@ -70,10 +72,16 @@ def plain(value: Any) -> Any:
     {'at': '2013-01-31T00:00:00Z', 'x': 'NaN'}
     """
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {_key(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | AbstractSet):
         return [plain(item) for item in value]
     return _plain_scalar(value)
+
+
+def _key(key: Any) -> str:
+    """Return the key of a map as text, which is all that JSON knows for keys."""
+    shown = _plain_scalar(key)
+    return str(shown).lower() if isinstance(shown, bool) else str(shown)
 
 
 def _plain_scalar(value: Any) -> Any:

@@ -86,14 +86,15 @@ def get_historical_features(
         raise click.UsageError("Give either --entity-rows or --sql.")
     rows = sql if entity_rows is None else _rows_of_file(entity_rows)
     with invocation.store() as store, invocation.working("Joining features"):
-        job = store.get_historical_features(rows, _applied(store, features), **options)
+        job = store.get_historical_features(rows, applied_features(store, features), **options)
         if explain:
             text = job.explain()
             return Output({"plan": text}, [Cell(text)])
         return _shown_job(job) if out is None else _written_job(job, out)
 
 
-def _applied(store: FeatureStore, features: str) -> str | list[str]:
+def applied_features(store: FeatureStore, features: str) -> str | list[str]:
+    """Return what `--features` names: a service, or a list of references."""
     from featurestore.cli import arguments
 
     catalog = store.services.state.get().catalog
@@ -125,7 +126,7 @@ def _written_job(job: RetrievalJob, out: Path) -> Output:
 def _shown_job(job: RetrievalJob) -> Output:
     table = job.to_arrow()
     columns = tuple(table.column_names)
-    shown = table.slice(0, _SHOWN_ROWS).to_pylist()
+    shown = table.slice(0, _SHOWN_ROWS).to_pylist(maps_as_pydicts="lossy")
     blocks: list[Block] = [
         Table(
             [f"~{c}" for c in columns],
@@ -136,7 +137,7 @@ def _shown_job(job: RetrievalJob) -> Output:
     if table.num_rows > _SHOWN_ROWS:
         rest = count(table.num_rows - _SHOWN_ROWS, "more row")
         blocks.append(Cell(f"{rest}; --out FILE.parquet writes all.", "faint"))
-    return Output({"columns": columns, "rows": table.to_pylist()}, blocks)
+    return Output({"columns": columns, "rows": table.to_pylist(maps_as_pydicts="lossy")}, blocks)
 
 
 @click.command(
@@ -176,16 +177,16 @@ def get_online_features(
 
     options: Any = {"as_of": as_of, "full_feature_names": full_feature_names}
     if server is not None:
-        from featurestore.serving.client import OnlineClient
+        from featurestore.cli.connecting import client_of
 
-        with OnlineClient(server) as client:
+        with client_of(server) as client:
             info = client.serving_info()
             wanted = arguments.feature_list(features, info.services, info.views)
             keys, fields = _served_types(info, wanted)
             rows, request = _asked(entities, requests, keys, fields, exact=False)
             return _answer(client.get_online_features(wanted, rows, request=request, **options))
     with invocation.store() as store:
-        wanted = _applied(store, features)
+        wanted = applied_features(store, features)
         keys, fields = _local_types(store, wanted)
         rows, request = _asked(entities, requests, keys, fields, exact=True)
         return _answer(store.get_online_features(wanted, rows, request=request, **options))
@@ -288,7 +289,9 @@ def _status(status: str) -> Cell:
 
 def _text(value: Any) -> str:
     shown = plain(value)
-    return json.dumps(shown) if shown is None or isinstance(shown, bool) else str(shown)
+    if shown is None or isinstance(shown, bool | dict | list):
+        return json.dumps(shown, ensure_ascii=False)
+    return str(shown)
 
 
 COMMANDS = (get_historical_features, get_online_features)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from featurestore.cli.output import Block, Cell, Facts, Output, Style, Table, plain
@@ -119,6 +119,22 @@ def working(text: str, mode: Mode) -> Iterator[None]:
         return
     with _console(sys.stderr).status(text):
         yield
+
+
+def is_live(mode: Mode) -> bool:
+    """Whether a line can be shown that changes in place."""
+    return mode == "text" and sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def live_line(mode: Mode) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal a line that changes in place."""
+    if not is_live(mode):
+        yield lambda _: None
+        return
+    console = _console(sys.stderr)
+    with console.status("") as status:
+        yield lambda text: status.update(_text(Cell(text)))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,9 +20,20 @@ _RUN_STYLES: dict[str, Style] = {"succeeded": "good", "failed": "bad"}
 
 @click.command("serve", cls=Command, short_help="Serve online features over gRPC.")
 @click.option("--address", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Serve by N processes, which are kept alive; SIGHUP renews them one by one.",
+)
+@click.option("--worker-link", type=int, hidden=True)
 @pass_invocation
-def serve(invocation: Invocation, address: str | None) -> int:
+def serve(
+    invocation: Invocation, address: str | None, workers: int | None, worker_link: int | None
+) -> int:
     """Serve online features over gRPC until stopped; SIGTERM and Ctrl-C drain first."""
+    if workers is not None:
+        return _supervise(invocation, address, workers)
     from featurestore.cli import render
     from featurestore.serving.server import FeatureServer
 
@@ -30,8 +42,48 @@ def serve(invocation: Invocation, address: str | None) -> int:
         serving = store.services.settings.serving
         if address is not None:
             serving = serving.model_copy(update={"address": address})
-        FeatureServer(store.services.online, serving).run()
+        server = FeatureServer(
+            store.services.online,
+            serving,
+            events=store,
+            share_port=worker_link is not None,
+            folder=store.services.folder,
+            clock=store.services.clock,
+        )
+        if worker_link is None:
+            server.run()
+        else:
+            from featurestore.serving.worker_link import WorkerLink
+
+            server.run(WorkerLink(worker_link, lambda: server.is_answering).begin)
     return 0
+
+
+def _supervise(invocation: Invocation, address: str | None, workers: int) -> int:
+    """Run worker processes of this command on one address."""
+    import structlog
+
+    from featurestore.cli import render
+    from featurestore.clock import SystemClock
+    from featurestore.serving.shared_port import shared_port
+    from featurestore.serving.supervisor import Supervisor
+    from featurestore.settings_file import load_settings
+
+    render.log_to_stderr(invocation.output, stamped=True)
+    folder = invocation.folder
+    settings = load_settings(folder).serving
+    program = [sys.executable, "-m", "featurestore.cli", "serve", "--repo", str(folder)]
+    program += ["--output", invocation.output, *(["--verbose"] if invocation.verbose else [])]
+    with shared_port(address or settings.address) as shared:
+        log = structlog.get_logger("featurestore.serving")
+        log.info("supervising", address=shared, workers=workers)
+        return Supervisor(
+            lambda link: [*program, "--address", shared, "--worker-link", str(link)],
+            workers,
+            clock=SystemClock(),
+            log=log,
+            drain_seconds=settings.drain_seconds,
+        ).run()
 
 
 @click.command("status", cls=Command, short_help="Show how fresh and healthy each view is.")
@@ -40,9 +92,9 @@ def serve(invocation: Invocation, address: str | None) -> int:
 def status(invocation: Invocation, server: str | None) -> Output:
     """Show for each view whether it is fresh, on time and healthy."""
     if server is not None:
-        from featurestore.serving.client import OnlineClient
+        from featurestore.cli.connecting import client_of
 
-        with OnlineClient(server) as client:
+        with client_of(server) as client:
             return _server_output(server, client.serving_info())
     with invocation.store() as store:
         project, views = store.project, store.status()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from featurestore.compile.aggregates import Compiled, compile_aggregates
 from featurestore.compile.declared import KINDS, Declarations, Declared
 from featurestore.compile.fingerprints import (
     code_fingerprint,
@@ -37,11 +38,13 @@ from featurestore.compile.source_sql import (
 from featurestore.compile.source_types import value_type
 from featurestore.dtypes import parse
 from featurestore.errors import DefinitionError, RequestError, SourceError
+from featurestore.model.columns import Field
+from featurestore.model.sources import FileSource, StreamSource
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from featurestore.model.declarations import Entity, FeatureView, Field, FileSource
+    from featurestore.model.declarations import Entity, FeatureView
 
 __all__ = ["KINDS", "Declarations", "Declared", "SourceEyes", "compile_catalog"]
 
@@ -112,12 +115,15 @@ class _ViewCompiler:
             for role in ("event_timestamp", "created_timestamp"):
                 timestamp_sql(mapped, role)
             where = _tidy(view.where)
+            made = self._compiled(view, mapped, where)
             plan = ViewPlan(
                 name=view.name,
                 entities=tuple(entity.name for entity in view.entities),
                 join_keys=tuple(keys.values()),
-                features=self._features(view, mapped, where),
+                features=made.features,
                 source=mapped.source,
+                aggregates=made.aggregates,
+                inputs=made.inputs,
                 where=where,
                 ttl_us=_microseconds(view.ttl),
                 online=view.online,
@@ -129,12 +135,22 @@ class _ViewCompiler:
         plan = plan.model_copy(update={"table_fingerprint": table_fingerprint(plan)})
         return plan.model_copy(update={"fingerprint": definition_fingerprint(plan)})
 
-    def _source(self, source: FileSource) -> MappedSource:
+    def _compiled(self, view: FeatureView, mapped: MappedSource, where: str | None) -> Compiled:
+        if view.aggregates:
+            return compile_aggregates(view, mapped, where, self._eyes.describe)
+        return Compiled(self._features(view, mapped, where), (), ())
+
+    def _source(self, declared: FileSource | StreamSource) -> MappedSource:
+        source = declared if isinstance(declared, FileSource) else declared.history
         if source.name not in self._mapped:
-            place = self._declared.label(source)
+            place = self._declared.label(declared)
             with located(place):
                 try:
-                    self._mapped[source.name] = self._look(source)
+                    mapped = self._look(source)
+                    if isinstance(declared, StreamSource):
+                        stream = mapped.source.model_copy(update={"stream": declared.stream})
+                        mapped = replace(mapped, source=stream)
+                    self._mapped[source.name] = mapped
                 except SourceError as error:
                     if error.where:
                         error.where = f"{error.where} ({place})"
@@ -156,7 +172,8 @@ class _ViewCompiler:
     def _features(
         self, view: FeatureView, mapped: MappedSource, where: str | None
     ) -> tuple[FeaturePlan, ...]:
-        expressions = {f.name: _tidy(f.expression) or "" for f in view.features if f.expression}
+        fields = [f for f in view.features if isinstance(f, Field)]
+        expressions = {f.name: _tidy(f.expression) or "" for f in fields if f.expression}
         types = row_types(mapped, expressions, where, self._eyes.describe)
 
         def feature(field: Field) -> FeaturePlan:
@@ -172,7 +189,7 @@ class _ViewCompiler:
                 description=field.description,
             )
 
-        return tuple(feature(field) for field in view.features)
+        return tuple(feature(field) for field in fields)
 
     def _enter(self, entity: Entity, keys: tuple[Column, ...], view: FeatureView) -> None:
         plan = EntityPlan(
@@ -228,6 +245,9 @@ def source_plan(source: FileSource, kind_of: Callable[[str], Kind]) -> SourcePla
         created_timestamp=source.created_timestamp,
         timezone=source.timezone,
         field_mapping=source.field_mapping,
+        event_id=source.event_id,
+        version=source.version,
+        deleted=source.deleted,
     )
 
 

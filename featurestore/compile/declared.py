@@ -13,18 +13,13 @@ from typing import Any, TypeVar
 
 from featurestore.errors import DefinitionError, DuplicateNameError
 from featurestore.model.base import Declaration
-from featurestore.model.declarations import (
-    Entity,
-    FeatureService,
-    FeatureView,
-    FileSource,
-    OnDemandFeatureView,
-    RequestSource,
-)
+from featurestore.model.declarations import Entity, FeatureService, FeatureView, OnDemandFeatureView
+from featurestore.model.sources import FileSource, RequestSource, StreamSource
 
 KINDS: dict[type[Declaration], str] = {
     Entity: "entity",
     FileSource: "file_source",
+    StreamSource: "stream_source",
     RequestSource: "request_source",
     FeatureView: "feature_view",
     OnDemandFeatureView: "on_demand_feature_view",
@@ -81,9 +76,9 @@ class Declarations:
         return self._of(Entity)
 
     @property
-    def sources(self) -> tuple[FileSource | RequestSource, ...]:
-        """File sources and request sources."""
-        return (*self._of(FileSource), *self._of(RequestSource))
+    def sources(self) -> tuple[FileSource | StreamSource | RequestSource, ...]:
+        """Sources of files, streams and requests."""
+        return (*self._of(FileSource), *self._of(StreamSource), *self._of(RequestSource))
 
     @property
     def views(self) -> tuple[FeatureView, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
+from featurestore.compile.aggregate_text import aggregate_texts
 from featurestore.compile.plan import (
     Catalog,
     EntityPlan,
@@ -27,7 +28,7 @@ HasData = Callable[[ViewPlan], bool]
 
 _INTERNAL = {"name", "fingerprint", "table_fingerprint"}
 # What decides a view's rows beside its features, by the path of the change.
-_ROW_PATHS = ("where", "source.", "join_keys")
+_ROW_PATHS = ("where", "source.", "join_keys", "aggregates")
 
 
 class FieldChange(Plan):
@@ -188,6 +189,8 @@ def _plain(definition: Definition) -> dict[str, Any]:
         values["features"] = [
             {"name": f.name, "description": f.description} for f in definition.features
         ]
+        values["aggregates"] = aggregate_texts(definition)
+        del values["inputs"]
     return values
 
 

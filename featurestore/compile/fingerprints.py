@@ -58,7 +58,8 @@ def definition_fingerprint(plan: EntityPlan | ViewPlan | OnDemandPlan | ServiceP
 def table_fingerprint(view: ViewPlan) -> str:
     """Return the fingerprint of what decides a view's rows, and of nothing else.
 
-    The names of the view, its entities and its source do not count, nor do ttl and descriptions.
+    The names of the view, its entities and its source do not count, nor do ttl and descriptions;
+    of aggregates all counts but what stands for null, because online states follow from it.
     The order of features does: packed rows follow it.
     """
     return digest(
@@ -69,11 +70,24 @@ def table_fingerprint(view: ViewPlan) -> str:
             "source": _source(view.source),
             "where": view.where,
         }
+        | ({"aggregates": _aggregates(view)} if view.aggregates else {})
     )
 
 
+def _aggregates(view: ViewPlan) -> list[Any]:
+    # What stands for null is put in when a value is read, and changes no state.
+    inputs = [[f.dtype, f.expression] for f in view.inputs]
+    return [inputs, *(a.model_dump(mode="json", exclude={"default"}) for a in view.aggregates)]
+
+
 def _source(source: SourcePlan) -> dict[str, Any]:
-    return source.model_dump(mode="json", exclude={"name"})
+    # A stream that moves to another server is the same stream. What was not there before events
+    # were is left out where it says nothing, so that tables of plain views stay what they are.
+    events = {"event_id", "version", "deleted"}
+    told = source.model_dump(mode="json", exclude={"name", "stream", *events})
+    if source.stream is not None:
+        told["live"] = True
+    return told | source.model_dump(mode="json", include=events, exclude_none=True)
 
 
 def code_fingerprint(function: Callable[..., Any]) -> str:

@@ -48,9 +48,11 @@ class JoinSpec:
         low: The smallest instant among the entity rows.
         high: The largest.
         oldest: The smallest event timestamp in the files.
-        unique: Whether no two rows of the table share keys and event timestamp.
+        rows: How many rows they hold.
+        unique: Whether no two rows share keys and event timestamp; in a log, event and version.
         known: Whether rows count only from their `created_timestamp` on.
         timestamps: Whether the matched row's own timestamps are fetched too.
+        applied: Whether rows of a stream count only as far as the table `applied` tells.
     """
 
     number: int
@@ -60,9 +62,11 @@ class JoinSpec:
     low: int
     high: int
     oldest: int
+    rows: int
     unique: bool
     known: bool
     timestamps: bool
+    applied: bool = False
 
     @property
     def view(self) -> ViewPlan:
@@ -78,8 +82,7 @@ class JoinSpec:
     def limited(self) -> bool:
         """Whether rows are limited to the instants that matter for their key.
 
-        That pays where the ttl is short against the time that there is; else it costs more than it
-        saves. Expired rows are hidden either way.
+        That pays where the ttl is short against the time that there is. Expired rows are hidden.
         """
         return self.ttl is not None and self.ttl < (self.high - self.oldest) // 2
 
@@ -87,6 +90,11 @@ class JoinSpec:
     def direct(self) -> bool:
         """Whether the ASOF join finds the row itself, because nothing can tie."""
         return self.unique and not self.known
+
+    @property
+    def has_block(self) -> bool:
+        """Whether there are features of it; of no events, windowed ones have a value, too."""
+        return bool(self.files or self.view.aggregates)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -281,7 +289,7 @@ def result(specs: Sequence[JoinSpec], given: Sequence[str]) -> str:
     for spec in specs:
         columns += _block_columns(spec)
     source = "given" if given else "entity"
-    blocks = "".join(f" POSITIONAL JOIN {spec.name('block')}" for spec in specs if spec.files)
+    blocks = "".join(f" POSITIONAL JOIN {spec.name('block')}" for spec in specs if spec.has_block)
     return f"SELECT {', '.join(columns) or 'entity.row'} FROM {source}{blocks}"
 
 
@@ -294,7 +302,7 @@ def _block_columns(spec: JoinSpec) -> list[str]:
     as_names = [f"j{spec.number}_{i}" for i in range(len(names))]
     values = (
         [f"{spec.name('block')}.{name}" for name in names]
-        if spec.files
+        if spec.has_block
         else [f"CAST(NULL AS {kind})" for kind in types]
     )
     return [f"{value} AS {name}" for value, name in zip(values, as_names, strict=True)]
@@ -356,9 +364,8 @@ def _narrow(spec: JoinSpec) -> str:
         for i, key in enumerate(spec.view.join_keys)
     ]
     columns.append("epoch_us(event_timestamp) AS event")
-    if spec.view.source.created_timestamp is None:
-        created = str(NULL_CREATED)
-    else:
+    created = str(NULL_CREATED)
+    if spec.view.source.tells_created:
         created = f"coalesce(epoch_us(created_timestamp), {NULL_CREATED})"
     columns.append(f"({created})::BIGINT AS created")
     columns.append(f"(file_index::BIGINT << {_ROW_BITS}) + file_row_number AS position")

@@ -14,6 +14,12 @@ from pydantic import BaseModel, ConfigDict
 
 from featurestore.dtypes import DType, parse
 from featurestore.semantics.rows import FINGERPRINT_BYTES, RowSchema
+from featurestore.semantics.windows import Window
+
+EVENT_ID, VERSION, DELETED = "_event_id", "_version", "_deleted"
+PARTITION, POSITION = "_partition", "_position"
+EVENT_COLUMNS = (EVENT_ID, VERSION, DELETED, PARTITION, POSITION)
+"""Columns of an event log beside join keys, timestamps and inputs. No declared name begins so."""
 
 
 class Plan(BaseModel):
@@ -42,7 +48,14 @@ class FeaturePlan(Column):
 
 
 class SourcePlan(Plan):
-    """A source as the engine reads it; `path` is as declared, relative to the repository."""
+    """A source as the engine reads it; `path` is as declared, relative to the repository.
+
+    Attributes:
+        event_id: The column that tells an event; None where the row and its position do.
+        version: The column that orders versions of an event.
+        deleted: The column that takes an event away.
+        stream: The URL of its live events, None where there are none.
+    """
 
     name: str
     kind: Literal["parquet", "csv", "delta", "query"]
@@ -52,6 +65,54 @@ class SourcePlan(Plan):
     created_timestamp: str | None = None
     timezone: str | None = None
     field_mapping: dict[str, str] = {}
+    event_id: str | None = None
+    version: str | None = None
+    deleted: str | None = None
+    stream: str | None = None
+
+    @property
+    def tells_created(self) -> bool:
+        """Whether its rows have a created timestamp: live ones always do, and then all have one."""
+        return self.created_timestamp is not None or self.stream is not None
+
+
+class AggregatePlan(Plan):
+    """How one feature of an aggregated view is computed.
+
+    Attributes:
+        function: The function.
+        input: Index of the view's input that is aggregated; None counts events.
+        by: Index of the input that is the second-level key, if any.
+        size: The window, microseconds; None for lifetime (`semantics.windows.Window`).
+        hop: Its tail's step.
+        head_hop: Its head's step.
+        offset: Zero or negative: how long before the instant it ends.
+        k: See `Aggregate`.
+        limit: See `Aggregate`.
+        element_wise: See `Aggregate`.
+        quantile: See `Aggregate`.
+        relative_error: See `Aggregate`.
+        default: What stands for null.
+    """
+
+    function: str
+    input: int | None = None
+    by: int | None = None
+    size: int | None = None
+    hop: int = 1
+    head_hop: int = 1
+    offset: int = 0
+    k: int | None = None
+    limit: int | None = None
+    element_wise: bool = False
+    quantile: float | None = None
+    relative_error: float | None = None
+    default: bool | int | float | str | None = None
+
+    @property
+    def window(self) -> Window:
+        """Its window."""
+        return Window(self.size, self.hop, self.head_hop, self.offset)
 
 
 class EntityPlan(Plan):
@@ -65,9 +126,11 @@ class EntityPlan(Plan):
 
 
 class ViewPlan(Plan):
-    """A feature view.
+    """A feature view: the newest row of each entity, or aggregates over its events.
 
     Attributes:
+        aggregates: One a feature, in the same order; none in a view of newest rows.
+        inputs: What an aggregated view takes of each event, computed when it is accepted.
         ttl_us: Microseconds that a row stays visible, None for ever.
         fingerprint: 16 hex digits over all that is declared.
         table_fingerprint: 16 hex digits over what changes the rows of its table.
@@ -78,6 +141,8 @@ class ViewPlan(Plan):
     join_keys: tuple[Column, ...]
     features: tuple[FeaturePlan, ...]
     source: SourcePlan
+    aggregates: tuple[AggregatePlan, ...] = ()
+    inputs: tuple[FeaturePlan, ...] = ()
     where: str | None = None
     ttl_us: int | None = None
     online: bool = True
@@ -97,9 +162,37 @@ class ViewPlan(Plan):
             bytes.fromhex(self.table_fingerprint)[:FINGERPRINT_BYTES],
         )
 
+    @cached_property
+    def log(self) -> ViewPlan:
+        """The view as its table holds it: an aggregated view's table is the log of its events."""
+        if not self.aggregates:
+            return self
+        stored = (*_EVENT_FEATURES, *self.inputs)
+        # Made anew: a copy would keep what is cached, such as the row schema of the features.
+        held = {name: getattr(self, name) for name in type(self).model_fields}
+        return ViewPlan(**held | {"features": stored, "aggregates": (), "inputs": ()})
+
+    @property
+    def generation(self) -> str:
+        """Names its table within a project: a changed definition makes another one."""
+        return f"{self.name}/{self.table_fingerprint}"
+
+    @property
+    def is_log(self) -> bool:
+        """Whether its rows are versions of events (`log` of an aggregated view)."""
+        return self.features[0].name == EVENT_ID
+
     def feature(self, name: str) -> FeaturePlan | None:
         """Return the feature of this name, or None."""
         return next((f for f in self.features if f.name == name), None)
+
+
+_EVENT_FEATURES = tuple(
+    FeaturePlan(name=name, dtype=dtype)
+    for name, dtype in zip(
+        EVENT_COLUMNS, ("string", "int64", "bool", "string", "int64"), strict=True
+    )
+)
 
 
 class Selection(Plan):
@@ -162,4 +255,4 @@ class Catalog(Plan):
 
 def table_id(project: str, view: ViewPlan) -> str:
     """Return the id of a view's table: one folder a version of its rows."""
-    return f"{project}/{view.name}/{view.table_fingerprint}"
+    return f"{project}/{view.generation}"

@@ -30,13 +30,9 @@ from featurestore.errors import (
     RequestError,
     UnknownReferenceError,
 )
-from featurestore.model.declarations import (
-    FeatureSelection,
-    FeatureService,
-    Field,
-    OnDemandFeatureView,
-    RequestSource,
-)
+from featurestore.model.columns import Field
+from featurestore.model.declarations import FeatureSelection, FeatureService, OnDemandFeatureView
+from featurestore.model.sources import RequestSource
 
 CodeOf = Callable[[Callable[[Any], Any]], str]
 

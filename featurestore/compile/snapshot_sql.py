@@ -15,6 +15,8 @@ from featurestore.compile.table_sql import instant, quote
 def entities(sources: Sequence[tuple[Join, Sequence[str]]], as_of: int, *, known: bool) -> str:
     """Return the SELECT of all keys that have a row up to an instant, sorted, with the instant.
 
+    A key of an aggregated view is known by any version of an event before the instant.
+
     Args:
         sources: (view to join, its table's files); all are joined by the same columns.
         as_of: The instant.
@@ -26,10 +28,12 @@ def entities(sources: Sequence[tuple[Join, Sequence[str]]], as_of: int, *, known
             f"CAST({quote(key.name)} AS {key.type.duckdb}) AS {quote(name)}"
             for name, key in zip(join.key_columns, join.view.join_keys, strict=True)
         ]
-        conditions = [f"event_timestamp <= {instant(as_of)}"]
+        # A window does not see an event at its own instant.
+        before = "<" if join.view.aggregates else "<="
+        conditions = [f"event_timestamp {before} {instant(as_of)}"]
         conditions += [f"{quote(key.name)} IS NOT NULL" for key in join.view.join_keys]
-        if known and join.view.source.created_timestamp is not None:
-            conditions.append(f"created_timestamp <= {instant(as_of)}")
+        if known and join.view.source.tells_created:
+            conditions.append(f"created_timestamp {before} {instant(as_of)}")
         if files:
             rows = f"FROM {read_files(files)} WHERE {' AND '.join(conditions)}"
         else:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featurestore.compile.plan import SourcePlan, ViewPlan
+from featurestore.compile import event_sql
+from featurestore.compile.plan import EVENT_COLUMNS, EVENT_ID, SourcePlan, ViewPlan
 from featurestore.compile.source_types import (
     convert,
     instant_expression,
@@ -96,13 +97,19 @@ class MappedSource:
         return self.column(name, f"its {role}")
 
 
-def map_source(source: SourcePlan, relation: str, columns: pa.Schema) -> MappedSource:
+def map_source(
+    source: SourcePlan,
+    relation: str,
+    columns: pa.Schema,
+    extras: Mapping[str, str] | None = None,
+) -> MappedSource:
     """Return the source's relation under the names of `field_mapping`, naive columns as instants.
 
     Args:
         source: The source.
         relation: SQL over its files, under their own column names.
         columns: The columns of that relation.
+        extras: Further columns of the result, {name: SQL}; nobody can ask for them by name.
 
     Raises:
         SourceSchemaError: `field_mapping` names no column, or makes two columns of one name.
@@ -119,7 +126,8 @@ def map_source(source: SourcePlan, relation: str, columns: pa.Schema) -> MappedS
             changed = True
         changed = changed or name != field.name
         selected.append(f"{expression} AS {quote(name)}")
-    if changed:
+    selected += [f"{sql} AS {name}" for name, sql in (extras or {}).items()]
+    if changed or extras:
         relation = f"(SELECT {', '.join(selected)} FROM {relation})"
     return MappedSource(source, relation, mapped)
 
@@ -129,11 +137,22 @@ def mapped_relation(source: SourcePlan, relation_sql: str, columns: pa.Schema) -
     return map_source(source, relation_sql, columns).relation
 
 
-def view_rows(view: ViewPlan, relation_sql: str, describe: Describe) -> str:
+def view_rows(
+    view: ViewPlan,
+    relation_sql: str,
+    describe: Describe,
+    *,
+    live: bool = False,
+    carried: Sequence[str] = (),
+) -> str:
     """Return the SELECT of a view's rows: join keys, both timestamps, features.
 
+    Rows of an aggregated view's log are events: their features are the event's own columns and the
+    view's inputs.
+
     Every column has exactly its compiled type (a vector is a list, its length not checked here);
-    `created_timestamp` is null throughout where the source declares none. The rows are looked at
+    `created_timestamp` is null throughout where the source declares none and has no stream. The
+    history of a stream that declares none counts as learnt when it happened. The rows are looked at
     anew, so that a source whose columns have changed since the view was applied is refused and not
     misread.
 
@@ -141,6 +160,9 @@ def view_rows(view: ViewPlan, relation_sql: str, describe: Describe) -> str:
         view: The view.
         relation_sql: SQL over some of the source's files, under their own column names.
         describe: Tells the columns of a query.
+        live: Whether the relation is the log of the source's stream: its rows count as learnt when
+            the stream took them.
+        carried: Columns of a live relation that come along behind the view's own.
 
     Raises:
         SourceSchemaError: The source no longer has the columns or types that the view needs.
@@ -148,10 +170,11 @@ def view_rows(view: ViewPlan, relation_sql: str, describe: Describe) -> str:
     """
     with located(f"FeatureView '{view.name}'"):
         schema = describe(f"SELECT * FROM {relation_sql}")
-        mapped = map_source(view.source, relation_sql, schema)
+        extras = event_sql.extras(view.source, relation_sql, live=live) if view.is_log else None
+        mapped = map_source(view.source, relation_sql, schema, extras)
         expressions = {f.name: f.expression for f in view.features if f.expression}
         types = row_types(mapped, expressions, view.where, describe)
-        return _select(view, mapped, types)
+        return _select(view, mapped, types, live=live, carried=carried)
 
 
 def row_types(
@@ -207,7 +230,37 @@ def _check_mapping(source: SourcePlan, names: Iterable[str]) -> None:
         )
 
 
-def _select(view: ViewPlan, mapped: MappedSource, types: Mapping[str, pa.DataType]) -> str:
+def _select(
+    view: ViewPlan,
+    mapped: MappedSource,
+    types: Mapping[str, pa.DataType],
+    *,
+    live: bool,
+    carried: Sequence[str],
+) -> str:
+    outputs = _outputs(view, mapped, types, live=live)
+    outputs += [(name, quote(name)) for name in carried]
+    named = view.is_log and mapped.source.event_id is None
+    if named:
+        outputs = [output for output in outputs if output[0] != EVENT_ID]
+    # Two levels: an expression must not see the name of another output.
+    inner = ", ".join(f"{sql} AS __{i}" for i, (_, sql) in enumerate(outputs))
+    outer = ", ".join(f"__{i} AS {quote(name)}" for i, (name, _) in enumerate(outputs))
+    condition = "" if view.where is None else f" WHERE (\n{view.where}\n)"
+    if not named:
+        return f"SELECT {outer} FROM (SELECT {inner} FROM {mapped.relation}{condition})"
+    file = event_sql.FILE
+    rows = f"SELECT {outer}, {file} FROM (SELECT {inner}, {file} FROM {mapped.relation}{condition})"
+    names = [name if name.endswith("_timestamp") else quote(name) for name, _ in outputs]
+    order = [*(quote(k.name) for k in view.join_keys), "event_timestamp", "created_timestamp"]
+    listed = [*order, *(quote(feature.name) for feature in view.features)]
+    return f"SELECT {', '.join(listed)} FROM ({event_sql.with_identity(rows, names)})"
+
+
+def _outputs(
+    view: ViewPlan, mapped: MappedSource, types: Mapping[str, pa.DataType], *, live: bool
+) -> list[tuple[str, str]]:
+    """Return (name, SQL) of each column of a view's rows."""
     source = view.source
     outputs: list[tuple[str, str]] = []
     for key in view.join_keys:
@@ -216,8 +269,14 @@ def _select(view: ViewPlan, mapped: MappedSource, types: Mapping[str, pa.DataTyp
         refuse_unlike(key.name, "join key", arrow, key.type, source, said="applied")
         outputs.append((key.name, convert(quote(column), arrow, key.type, source.timezone)))
     outputs.append(("event_timestamp", timestamp_sql(mapped, "event_timestamp")))
-    outputs.append(("created_timestamp", timestamp_sql(mapped, "created_timestamp")))
+    learnt = "event_timestamp" if _from_history(source) else "created_timestamp"
+    created = event_sql.ACCEPTED if live else timestamp_sql(mapped, learnt)
+    outputs.append(("created_timestamp", created))
+    told = event_sql.event_columns(mapped, created, live=live) if view.is_log else {}
     for feature in view.features:
+        if feature.name in EVENT_COLUMNS:
+            outputs.append((feature.name, told.get(feature.name, "''")))
+            continue
         if feature.expression is None:
             arrow = mapped.columns[mapped.column(feature.name, "a feature")]
             expression = quote(feature.name)
@@ -225,11 +284,12 @@ def _select(view: ViewPlan, mapped: MappedSource, types: Mapping[str, pa.DataTyp
             arrow, expression = types[feature.name], f"(\n{feature.expression}\n)"
         refuse_unlike(feature.name, "feature", arrow, feature.type, source, said="applied")
         outputs.append((feature.name, convert(expression, arrow, feature.type, source.timezone)))
-    # Two levels: an expression must not see the name of another output.
-    inner = ", ".join(f"{sql} AS __{i}" for i, (_, sql) in enumerate(outputs))
-    outer = ", ".join(f"__{i} AS {quote(name)}" for i, (name, _) in enumerate(outputs))
-    condition = "" if view.where is None else f" WHERE (\n{view.where}\n)"
-    return f"SELECT {outer} FROM (SELECT {inner} FROM {mapped.relation}{condition})"
+    return outputs
+
+
+def _from_history(source: SourcePlan) -> bool:
+    """Whether rows that say nothing of when they were learnt lie beside others that do."""
+    return source.created_timestamp is None and source.stream is not None
 
 
 def timestamp_sql(mapped: MappedSource, role: str) -> str:

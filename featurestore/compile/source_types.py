@@ -1,7 +1,8 @@
 """A source's Arrow types as our value types: what fits, what is refused, and the SQL that converts.
 
 Naive timestamps become instants only under the zone that their source declares (law T1); whatever
-is finer than a microsecond is cut off towards the past.
+is finer than a microsecond is cut off towards the past. The entries of a map are put in the order
+of their keys, so that equal maps are equal to the engine too.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from featurestore.errors import SourceSchemaError, listing
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_FIELDS = ("key", "value")
 # What the text of a CSV cell gives, though the reader took the column for the first of each pair.
 _FROM_TEXT = {("int32", "float32"), ("int64", "float64"), ("int32", "float64")}
 
 
 def is_naive(arrow: pa.DataType) -> bool:
-    """Whether values are timestamps without a zone, or lists of them."""
+    """Whether values are timestamps without a zone, or lists or maps of them."""
     import pyarrow.types as pat
 
-    item = _item(arrow)
-    return bool(pat.is_timestamp(item) and item.tz is None)
+    return any(pat.is_timestamp(part) and part.tz is None for part in _parts(arrow))
 
 
 def instant_expression(
@@ -38,7 +39,7 @@ def instant_expression(
     """Return SQL for the instants of a timestamp expression, and its Arrow type.
 
     Args:
-        expression: SQL of a timestamp, a date (its midnight), or a list of timestamps.
+        expression: SQL of a timestamp, a date (its midnight), or a list or map of timestamps.
         arrow: Its type.
         zone: The zone of naive values.
         role: What the value is for, as in "event_timestamp", for the error.
@@ -54,6 +55,15 @@ def instant_expression(
     if _is_list(arrow):
         body, _ = instant_expression("x", _item(arrow), zone, role, source)
         return f"list_transform({expression}, lambda x: {body})", pa.list_(instant)
+    if pat.is_map(arrow):
+        parts = [
+            instant_expression(f"x.{name}", part, zone, role, source)
+            if pat.is_timestamp(part)
+            else (f"x.{name}", part)
+            for name, part in zip(_FIELDS, _parts(arrow), strict=True)
+        ]
+        (key, key_type), (value, value_kind) = parts
+        return f"map_from_entries({_pairs(expression, key, value)})", pa.map_(key_type, value_kind)
     if pat.is_date(arrow):
         expression, naive = f"CAST({expression} AS TIMESTAMP)", True
     elif pat.is_timestamp(arrow):
@@ -69,7 +79,12 @@ def instant_expression(
 
 
 def convert(expression: str, arrow: pa.DataType, dtype: DType, zone: str | None) -> str:
-    """Return SQL that gives an expression exactly the type `dtype`, which `fits` allows."""
+    """Return SQL that gives an expression exactly the type `dtype`, which `_fits` allows."""
+    if dtype.container == "map" and not _is_null(arrow):
+        types = zip((DType(dtype.key), dtype.item), _parts(arrow), _FIELDS, strict=True)
+        key, value = (convert(f"x.{name}", part, kind, zone) for kind, part, name in types)
+        entries = _pairs(expression, key, value)
+        return f"map_from_entries(list_sort({entries}, 'ASC', 'NULLS LAST'))"
     if dtype.scalar == "timestamp" and not _is_null(arrow):
         expression, _ = instant_expression(expression, arrow, zone)
         return expression
@@ -82,8 +97,10 @@ def infer(arrow: pa.DataType, source: SourcePlan) -> DType | None:
     import pyarrow as pa
 
     if source.timezone and is_naive(arrow):
-        instant = pa.timestamp("us", tz="UTC")
-        return from_arrow(pa.list_(instant) if _is_list(arrow) else instant)
+        parts = [pa.timestamp("us", tz="UTC") if is_naive(p) else p for p in _parts(arrow)]
+        if pa.types.is_map(arrow):
+            return from_arrow(pa.map_(*parts))
+        return from_arrow(pa.list_(parts[0]) if _is_list(arrow) else parts[0])
     return from_arrow(arrow)
 
 
@@ -152,7 +169,9 @@ def refuse_unlike(
 
 
 _MENDED = "Run 'featurestore plan' and 'apply' to take the new type, or mend the source."
-_ALLOWED = "bool, integers up to 64 bits, floats, texts, bytes, dates, instants, lists of these"
+_ALLOWED = (
+    "bool, integers up to 64 bits, floats, texts, bytes, dates, instants, lists and maps of these"
+)
 
 
 def _key_type(name: str, inferred: DType) -> DType:
@@ -215,10 +234,18 @@ def _no_zone(arrow: pa.DataType, role: str, source: str) -> SourceSchemaError:
     )
 
 
+def _pairs(expression: str, key: str, value: str) -> str:
+    """Return SQL for the entries of a map, their fields given as SQL over an entry `x`."""
+    entries = f"map_entries({expression})"
+    if (key, value) == tuple(f"x.{name}" for name in _FIELDS):
+        return entries
+    return f"list_transform({entries}, lambda x: struct_pack(key := {key}, value := {value}))"
+
+
 def _is_null(arrow: pa.DataType) -> bool:
     import pyarrow.types as pat
 
-    return bool(pat.is_null(_item(arrow)))
+    return all(pat.is_null(part) for part in _parts(arrow))
 
 
 def _is_list(arrow: pa.DataType) -> bool:
@@ -229,6 +256,13 @@ def _is_list(arrow: pa.DataType) -> bool:
 
 def _item(arrow: Any) -> Any:
     return arrow.value_type if _is_list(arrow) else arrow
+
+
+def _parts(arrow: Any) -> list[Any]:
+    """Return the types of the values that a value is made of: a map's key and value, or one."""
+    import pyarrow.types as pat
+
+    return [arrow.key_type, arrow.item_type] if pat.is_map(arrow) else [_item(arrow)]
 
 
 def _capital(text: str) -> str:

@@ -2,7 +2,8 @@
 
 Dialect: DuckDB. Everything that is named is quoted. A table has the columns join keys,
 `event_timestamp`, `created_timestamp` (null throughout where the source declares none), features
-and `event_period`, the partition.
+and `event_period`, the partition. The table of an aggregated view is the log of its events: there
+`view` is `ViewPlan.log`, whose features are the events' own columns and the view's inputs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from featurestore.compile.plan import ViewPlan
+from featurestore.compile.plan import EVENT_ID, VERSION, ViewPlan
 from featurestore.semantics.timeline import MAX_INSTANT, MIN_INSTANT, Interval, to_datetime
 
 Granularity = Literal["all", "year", "month", "day"]
@@ -106,7 +107,16 @@ def rejected(view: ViewPlan) -> str:
         f"event_timestamp > {instant(MAX_INSTANT)}",
         *(f"{key} IS NULL" for key in keys(view)),
     ]
+    if view.is_log:
+        conditions += [f"{EVENT_ID} IS NULL", f"{VERSION} IS NULL"]
     return "(" + " OR ".join(conditions) + ")"
+
+
+def identity(view: ViewPlan) -> list[str]:
+    """Return the columns by which two rows of a table speak of one fact (laws T2, W1)."""
+    if view.is_log:
+        return [*keys(view), EVENT_ID, VERSION]
+    return [*keys(view), "event_timestamp"]
 
 
 def broken_vectors(view: ViewPlan) -> str | None:
@@ -139,7 +149,7 @@ def fresh(view: ViewPlan, existing: str | None) -> str:
     # Signs are columns of their own: as functions of columns that are equal they would be
     # optimized away, and 0.0 equals -0.0.
     signs = [
-        _sign(quote(feature.name), container=bool(feature.type.container))
+        _sign(quote(feature.name), feature.type.container)
         for feature in view.features
         if feature.type.scalar in {"float32", "float64"}
     ]
@@ -152,8 +162,11 @@ def fresh(view: ViewPlan, existing: str | None) -> str:
     )
 
 
-def _sign(name: str, *, container: bool) -> str:
-    return f"list_transform({name}, lambda x: signbit(x))" if container else f"signbit({name})"
+def _sign(name: str, container: str) -> str:
+    if not container:
+        return f"signbit({name})"
+    items = f"map_values({name})" if container == "map" else name
+    return f"list_transform({items}, lambda x: signbit(x))"
 
 
 def choose_granularity(view: ViewPlan, rows: int, span_us: int, target_bytes: int) -> Granularity:
@@ -193,19 +206,26 @@ def sorted_rows(view: ViewPlan, rows: str, granularity: Granularity) -> str:
 
 
 def repeated_events(view: ViewPlan, rows: str) -> str:
-    """Return a SELECT of one row if two rows share key and event timestamp, else of none."""
-    group = ", ".join([*keys(view), "event_timestamp"])
+    """Return a SELECT of one row if two rows speak of one fact, else of none."""
+    group = ", ".join(identity(view))
     return f"SELECT 1 FROM ({rows}) GROUP BY {group} HAVING count(*) > 1 LIMIT 1"
 
 
 def tied_rows(view: ViewPlan, rows: str) -> str:
     """Return the count of rows that tie fully with another of other values (law T2)."""
-    group = ", ".join([*keys(view), "event_timestamp", "created_timestamp"])
+    group = ", ".join(dict.fromkeys([*identity(view), "created_timestamp"]))
     return (
         "SELECT coalesce(sum(n), 0)::BIGINT AS tied FROM (SELECT count(*) AS n FROM"
         f" (SELECT DISTINCT {', '.join(columns(view))} FROM ({rows})) GROUP BY {group}"
         " HAVING count(*) > 1)"
     )
+
+
+def events(view: ViewPlan, rows: str) -> str:
+    """Return the SELECT of a log's rows, those of an entity together."""
+    listed = ", ".join(columns(view))
+    order = ", ".join([*keys(view), "event_timestamp"])
+    return f"SELECT {listed} FROM ({rows}) ORDER BY {order}"
 
 
 def newest(view: ViewPlan, rows: str, until: int) -> str:

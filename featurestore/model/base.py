@@ -6,6 +6,7 @@ declaration looks at who constructs it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, get_origin
 
@@ -107,12 +108,14 @@ _MESSAGES = {
     "callable_type": "a function is needed",
 }
 _MAX_SHOWN = 120
+_PASSWORD = re.compile(r"(//[^/@:\s]*:)[^/@\s]*@")
 
 
 def _definition_error(
     cls: type[Declaration], data: dict[str, Any], error: ValidationError
 ) -> DefinitionError:
-    first = error.errors()[0]
+    # A name that is misspelt is told before the one that is missing because of it.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])[1:]
     label = _label(cls, data)
     if first["type"] == "extra_forbidden":
@@ -151,5 +154,5 @@ def _label(cls: type[Declaration], data: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = _PASSWORD.sub(r"\1***@", repr(value))
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."

@@ -1,4 +1,4 @@
-"""The nouns of a definitions module: entities, fields, sources, views and services.
+"""The nouns of a definitions module: entities, views and services.
 
 Pure values: nothing is opened, compiled or registered here. Column types may be left out; they are
 read from the source when the definitions are compiled.
@@ -8,44 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import field_validator, model_validator
 
-from featurestore import dtypes
 from featurestore.errors import DefinitionError, listing, near_miss
 from featurestore.model.base import Declaration, Name, Tags, Text, is_reserved, repeated
+from featurestore.model.columns import Aggregate, Field, require_types
 from featurestore.model.cron import check_cron
+from featurestore.model.sources import FileSource, RequestSource, StreamSource
 
 _MAX_TTL = timedelta(days=3_652_425)
-
-
-class Field(Declaration):
-    """A named column: of a view, a request or the result of an on-demand view.
-
-    Attributes:
-        name: The feature's name.
-        dtype: Its value type, such as "float64" or "list<string>"; None takes the source's.
-        expression: SQL over the source's columns; None takes the column called `name`.
-        description: For people.
-    """
-
-    name: Name
-    dtype: str | None = None
-    expression: Text | None = None
-    description: str = ""
-
-    @field_validator("dtype")
-    @classmethod
-    def _known_dtype(cls, value: str | None) -> str | None:
-        return None if value is None else str(dtypes.parse(value))
-
-    @field_validator("name")
-    @classmethod
-    def _not_reserved(cls, value: str) -> str:
-        if is_reserved(value):
-            raise ValueError(f"'{value}' is a column of every table and no feature")
-        return value
 
 
 class Entity(Declaration):
@@ -72,83 +45,6 @@ class Entity(Declaration):
         for key in value:
             if is_reserved(key):
                 raise ValueError(f"'{key}' is a column of every table and no join key")
-        return value
-
-
-class FileSource(Declaration):
-    """Rows in files: Parquet, CSV, a Delta table, or a DuckDB query over such files.
-
-    Attributes:
-        name: The source's name.
-        path: A file, a glob, a folder of (Hive-partitioned) Parquet files or a Delta table,
-            relative to the repository's folder.
-        query: Instead of `path`: a DuckDB SELECT; `delta_scan('path')` reads a Delta table in it.
-        format: "parquet", "csv" or "delta"; by default told from the path.
-        event_timestamp: The column that says when a row's fact happened.
-        created_timestamp: The column that says when it was learnt; without one, a fact counts as
-            known when it happened.
-        timezone: The zone of naive timestamp columns, such as "America/New_York"; without it they
-            are refused (law T1). It makes instants of all of them, in expressions too. A wall-clock
-            time that occurs twice is taken as the later one, one that never occurs as if the clocks
-            had not been put forward yet.
-        field_mapping: New names of source columns, {column: name}; all else uses the new names.
-    """
-
-    name: Name
-    path: Text | None = None
-    query: Text | None = None
-    format: Literal["parquet", "csv", "delta"] | None = None
-    event_timestamp: Text
-    created_timestamp: Text | None = None
-    timezone: str | None = None
-    field_mapping: dict[Text, Text] = {}
-    description: str = ""
-    owner: str = ""
-    tags: Tags
-
-    @model_validator(mode="after")
-    def _path_or_query(self) -> FileSource:
-        if (self.path is None) == (self.query is None):
-            raise ValueError("a source has either a path or a query")
-        if self.query is not None and self.format is not None:
-            raise ValueError("format= goes with path=; a query names its own readers")
-        return self
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, value: str | None) -> str | None:
-        import zoneinfo
-
-        if value is None:
-            return None
-        zones = zoneinfo.available_timezones() - {"localtime"}
-        if value not in zones:
-            lowered = {zone.lower(): zone for zone in zones}
-            close = near_miss(value.lower(), lowered)
-            meant = f"Did you mean '{lowered[close.split(chr(39))[1]]}'?" if close else ""
-            raise ValueError(f"'{value}' is no time zone. {meant or 'Use an IANA name'}")
-        return value
-
-    @field_validator("field_mapping")
-    @classmethod
-    def _distinct_names(cls, value: dict[str, str]) -> dict[str, str]:
-        twice = repeated(value.values())
-        if twice:
-            raise ValueError(f"two columns cannot both be called '{twice}'")
-        return value
-
-
-class RequestSource(Declaration):
-    """Values that come with the request and are in no table: the inputs of on-demand views."""
-
-    name: Name
-    fields: tuple[Field, ...]
-    description: str = ""
-
-    @field_validator("fields")
-    @classmethod
-    def _typed(cls, value: tuple[Field, ...]) -> tuple[Field, ...]:
-        _require_types(value, "a request field")
         return value
 
 
@@ -191,23 +87,26 @@ class FeatureSelection(Declaration):
 
 
 class FeatureView(Declaration):
-    """Features of entities, computed from one source: the newest row for each entity.
+    """Features of entities, computed from one source.
+
+    They are columns of the newest row of each entity, or aggregates over windows of its events.
 
     Attributes:
         name: The view's name.
         entities: What the features describe; none at all makes global features.
         source: Where the rows come from.
-        features: Column names, or fields with a type or a SQL expression.
+        features: Column names, or fields with a type or a SQL expression; or else aggregates.
         where: A SQL condition; rows that do not meet it are no rows of the view.
-        ttl: How long a row stays visible after its event; None for ever (law T3).
+        ttl: How long a row stays visible after its event; None for ever (law T3). Aggregates have
+            none: their windows say how far back they look.
         online: Whether the newest values are pushed to the online store.
         schedule: A cron expression of five fields, UTC, for `featurestore schedule`.
     """
 
     name: Name
     entities: tuple[Entity, ...] = ()
-    source: FileSource
-    features: tuple[Field, ...]
+    source: FileSource | StreamSource
+    features: tuple[Field | Aggregate, ...]
     where: Text | None = None
     ttl: timedelta | None = None
     online: bool = True
@@ -241,9 +140,15 @@ class FeatureView(Declaration):
 
     @model_validator(mode="after")
     def _distinct_columns(self) -> FeatureView:
-        names = [field.name for field in self.features]
+        names = self.feature_names
         if not names:
             raise ValueError("a view has one feature or more")
+        if len({isinstance(feature, Aggregate) for feature in self.features}) > 1:
+            raise ValueError(
+                "aggregates and columns of the newest row do not go into one view; make two of it"
+            )
+        if self.aggregates and self.ttl is not None:
+            raise ValueError("aggregates have no ttl: their windows say how far back they look")
         twice = repeated(self.join_keys)
         if twice:
             raise ValueError(
@@ -256,6 +161,20 @@ class FeatureView(Declaration):
         return self
 
     @property
+    def aggregates(self) -> tuple[Aggregate, ...]:
+        """The aggregates; none in a view of newest rows."""
+        return tuple(f for f in self.features if isinstance(f, Aggregate))
+
+    @property
+    def feature_names(self) -> list[str]:
+        """The names of all features; an aggregate has one for each of its windows."""
+        return [
+            name
+            for feature in self.features
+            for name in (feature.names if isinstance(feature, Aggregate) else (feature.name,))
+        ]
+
+    @property
     def join_keys(self) -> tuple[str, ...]:
         """The join keys of all entities, in declared order."""
         return tuple(key for entity in self.entities for key in entity.join_keys)
@@ -263,7 +182,7 @@ class FeatureView(Declaration):
     def __getitem__(self, features: str | tuple[str, ...]) -> FeatureSelection:
         """Return some of the view's features, for a service or a request."""
         names = (features,) if isinstance(features, str) else tuple(features)
-        known = [field.name for field in self.features]
+        known = self.feature_names
         for name in names:
             if name not in known:
                 raise DefinitionError(
@@ -301,7 +220,7 @@ class OnDemandFeatureView(Declaration):
     @field_validator("features")
     @classmethod
     def _typed(cls, value: tuple[Field, ...]) -> tuple[Field, ...]:
-        _require_types(value, "a feature of an on-demand view")
+        require_types(value, "a feature of an on-demand view")
         return value
 
     @field_validator("sources")
@@ -370,19 +289,6 @@ def on_demand_feature_view(
         )
 
     return declare
-
-
-def _require_types(fields: tuple[Field, ...], what: str) -> None:
-    if not fields:
-        raise ValueError(f"{what} is missing: declare one or more")
-    for field in fields:
-        if field.dtype is None:
-            raise ValueError(f"{what} needs its dtype; '{field.name}' has none")
-        if field.expression is not None:
-            raise ValueError(f"{what} has no expression; '{field.name}' has one")
-    twice = repeated(field.name for field in fields)
-    if twice:
-        raise ValueError(f"the field '{twice}' is declared twice (case does not count)")
 
 
 def _check_references(value: tuple[Any, ...], allowed: tuple[type, ...]) -> tuple[Any, ...]:

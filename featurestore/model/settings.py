@@ -103,6 +103,26 @@ class ServingSettings(Section):
         refresh_seconds: How often the registry is asked for new definitions and tables.
         drain_seconds: How long requests in flight may take after SIGTERM.
         max_message_bytes: The largest request or response.
+        max_concurrent_requests: Requests in flight, waiting ones too; further ones are refused at
+            once.
+        max_entity_rows: Entity rows of one request; 0 leaves it to the size of a message.
+        receive_seconds: How long a request may take to arrive once its turn has come.
+        breaker_failures: Failures of the online store in a row after which it is left alone.
+        breaker_seconds: How long it is left alone before the first new try; each further one
+            doubles.
+        tls_certificate: PEM file of the server's certificate and those that lead to its root.
+            With it the server speaks TLS only. Read again when it changes.
+        tls_key: PEM file of its key.
+        tls_client_ca: PEM file of the roots of clients' certificates; with it every client must
+            show one (mTLS).
+        keys_file: File of the API keys that `featurestore keys` writes. With it, or with
+            `jwt_keys`, a call must say who makes it.
+        jwt_keys: File or https URL of the key set (JWKS) by which tokens (JWT) are checked.
+        jwt_issuer: Who must have issued a token (`iss`).
+        jwt_audience: Whom a token must be for (`aud`).
+        jwt_scope_claim: The claim that holds a token's scopes: text with spaces, or a list.
+        jwt_leeway_seconds: How far the issuer's clock may be off.
+        audit_log: File of the audit, one JSON line a call, or `stderr`; without it there is none.
     """
 
     address: str = "127.0.0.1:6566"
@@ -110,6 +130,52 @@ class ServingSettings(Section):
     refresh_seconds: float = 1.0
     drain_seconds: float = 30.0
     max_message_bytes: int = 16 * 1024 * 1024
+    max_concurrent_requests: int = 1_000
+    max_entity_rows: int = 0
+    receive_seconds: float = 5.0
+    breaker_failures: int = 5
+    breaker_seconds: float = 1.0
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    keys_file: str | None = None
+    jwt_keys: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_scope_claim: str = "scope"
+    jwt_leeway_seconds: float = 30.0
+    audit_log: str | None = None
+
+
+class StreamsSettings(Section):
+    """Live events: `featurestore push` and `featurestore ingest`.
+
+    Attributes:
+        username: For Redis with ACL users, or Kafka with SASL.
+        password: Only from FEATURESTORE_STREAMS_PASSWORD.
+        timeout_seconds: The longest wait for a stream.
+        group: Begins the name of the consumer group, which goes on with project and source.
+        batch_rows: About how many events are put online in one go.
+        poll_seconds: How long to wait for events before looking for anything else to do.
+        flush_seconds: How often events are written to the log of their stream.
+        flush_rows: After how many events they are written before that time.
+        log_seconds: How often the views' tables follow that log.
+        retention_days: How long the log keeps events; 0 for ever. A changed view is built anew
+            from the history and the log.
+        retry_seconds: The longest pause before what is gone is tried again.
+    """
+
+    username: str | None = None
+    password: SecretStr | None = None
+    timeout_seconds: float = 5.0
+    group: str = "featurestore"
+    batch_rows: int = 4_096
+    poll_seconds: float = 0.2
+    flush_seconds: float = 2.0
+    flush_rows: int = 100_000
+    log_seconds: float = 10.0
+    retention_days: float = 0.0
+    retry_seconds: float = 5.0
 
 
 class SchedulingSettings(Section):
@@ -140,4 +206,5 @@ class Settings(Section):
     offline: OfflineSettings = OfflineSettings()
     online: OnlineSettings = OnlineSettings()
     serving: ServingSettings = ServingSettings()
+    streams: StreamsSettings = StreamsSettings()
     scheduling: SchedulingSettings = SchedulingSettings()

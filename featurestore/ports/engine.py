@@ -6,9 +6,9 @@ the engine's dialect in `compile`; Arrow comes and goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from featurestore.compile.plan import SourcePlan
@@ -31,6 +31,41 @@ class SourceFile:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveFile:
+    """A file of a stream's log.
+
+    Attributes:
+        path: Absolute.
+        last_position: The newest position in it, of whatever partition; None when it is unknown.
+    """
+
+    path: str
+    last_position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRows:
+    """The log of a source's live events, as far as it was written.
+
+    Attributes:
+        files: Its files.
+        positions: How far each partition of the stream has been logged.
+        claims: For each partition that somebody reads, the generations of the views which get all
+            of its events beyond `positions` online.
+    """
+
+    files: tuple[LiveFile, ...] = ()
+    positions: Mapping[str, int] = field(default_factory=dict)
+    claims: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def unread(self, after: Mapping[str, int]) -> list[str]:
+        """Return the files that may hold rows behind positions of partitions."""
+        new = self.positions.keys() - after.keys()
+        read = -1 if new else min(after.values(), default=-1)
+        return [f.path for f in self.files if f.last_position is None or f.last_position > read]
+
+
+@dataclass(frozen=True, slots=True)
 class SourceListing:
     """What a source consists of now.
 
@@ -39,11 +74,13 @@ class SourceListing:
         relation: The SQL of a relation over all of its files, under the source's own column names.
         opaque: Whether some of the files cannot be read on their own, or changes cannot be told by
             files, so that each run reads everything.
+        live: The log of its stream; None where it has none. All else is about its history.
     """
 
     files: tuple[SourceFile, ...]
     relation: str
     opaque: bool = False
+    live: LiveRows | None = None
 
 
 class Sources(Protocol):
@@ -67,7 +104,10 @@ class Sources(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """A Parquet file that a session wrote, path relative to the folder that it was asked for."""
+    """A Parquet file that a session wrote, path relative to the folder that it was asked for.
+
+    For the other attributes see `ports.tables.TableFile`.
+    """
 
     path: str
     period: str
@@ -75,6 +115,7 @@ class WrittenFile:
     bytes: int
     min_event: int
     max_event: int
+    last_position: int | None = None
 
 
 class EngineSession(Protocol):
@@ -104,6 +145,22 @@ class EngineSession(Protocol):
         """Make Arrow data readable under a name."""
         ...
 
+    def feed(self, name: str, schema: pa.Schema) -> Callable[[pa.Table], None]:
+        """Make a name readable whose data come later, and again and again; return who takes them.
+
+        Args:
+            name: The name; there are no data until some are given.
+            schema: The columns that they all have.
+        """
+        ...
+
+    def prepare(self, sql: str) -> Callable[[], pa.Table]:
+        """Return a function that runs a query; for one that runs often, over what is fed by then.
+
+        It raises what `fetch` does.
+        """
+        ...
+
     def register_canonical(
         self, name: str, function: Callable[[pa.Array], pa.Array], struct_type: str
     ) -> None:
@@ -113,7 +170,8 @@ class EngineSession(Protocol):
     def write_parquet(self, sql: str, folder: str) -> list[WrittenFile]:
         """Write a query's rows, in order, as zstd Parquet partitioned by column `event_period`.
 
-        The query has columns `event_period` and `event_timestamp`; file names are new each time.
+        The query has columns `event_period` and `event_timestamp`, or for the log of a stream
+        `_accepted_at` and `_position`; file names are new each time.
         Files that were begun are deleted when the statement fails.
         """
         ...

@@ -1,4 +1,4 @@
-"""What every online store decides alike before it writes: one value a key (law T2).
+"""What every online store decides alike before it writes: one value, one change a key (law T2).
 
 Pure functions over bytes, so that one store gives the answers of another. How values are kept is
 the adapters' business.
@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from featurestore.errors import RequestError
+from featurestore.ports.online import VERSION, StateChange
 from featurestore.semantics.rows import is_newer
+
+NAMESPACE_BYTES = 8
+FIELD_BYTES = 64
 
 
 def newest_per_key(
@@ -42,3 +46,35 @@ def newest_per_key(
         if is_newer(values[position], values[best]):
             newest[key] = position
     return list(newest.values())
+
+
+def check_changes(changes: Sequence[StateChange]) -> None:
+    """Refuse changes that no store can make as the port says, before any of them is made.
+
+    Raises:
+        RequestError: A key stands there twice or is shorter than a namespace, a change puts no new
+            `VERSION` or takes it away, or a field's name is empty or too long.
+    """
+    if len({change.key for change in changes}) != len(changes):
+        raise RequestError(
+            "Two changes of a batch have the same key.",
+            allowed="one change a key",
+            hint="Merge changes of a state before they are written.",
+        )
+    for change in changes:
+        put = change.put
+        if VERSION not in put or VERSION in change.delete:
+            raise _wrong(change, "A change of a state puts no new version.")
+        if len(change.key) < NAMESPACE_BYTES:
+            raise _wrong(change, "The key of a state is shorter than a namespace.")
+        if max(map(len, put)) > FIELD_BYTES or not min(map(len, put)):
+            raise _wrong(change, "The name of a field is empty or too long.")
+
+
+def _wrong(change: StateChange, what: str) -> RequestError:
+    return RequestError(
+        what,
+        got=f"key {change.key[:80].hex()}, fields {sorted(change.put)[:5]}",
+        allowed=f"a key of {NAMESPACE_BYTES} bytes or more, fields of 1 to {FIELD_BYTES} bytes, and"
+        f" {VERSION!r} among those that are put",
+    )

@@ -91,11 +91,13 @@ class LedgerEntry(Plan):
 
     Attributes:
         snapshot: The id of the source's file listing (`save_snapshot`), "" when it cannot be told.
+        logged: How far each partition of the source's stream was in its log by then.
     """
 
     start: int
     end: int
     snapshot: str = ""
+    logged: dict[str, int] = {}
 
 
 class Ledger(Plan):

@@ -24,8 +24,10 @@ class TableFile:
         period: The value of the partition column `event_period`.
         rows: The number of rows in it.
         bytes: Its size.
-        min_event: The smallest event timestamp in it, microseconds.
-        max_event: The largest.
+        min_event: The smallest event timestamp in it, microseconds; in the log of a stream, whose
+            columns are the source's own, the first instant at which the stream took one of them.
+        max_event: The largest, or the last.
+        last_position: In the log of a stream, the newest position in it; None elsewhere.
     """
 
     path: str
@@ -34,6 +36,7 @@ class TableFile:
     bytes: int
     min_event: int
     max_event: int
+    last_position: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ NumPy; nothing else differs.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +198,8 @@ class PackedRows:
         events: Eight bytes a row, little-endian: microseconds; 0 where nothing was found.
     """
 
+    applied: Mapping[str, bytes] = {}
+
     def __init__(
         self, reader: PackedReader, shown: Sequence[bytes | None], statuses: bytes, events: bytes
     ) -> None:
@@ -249,7 +251,7 @@ class PackedRows:
         if plain is not None:
             return columns.to_list(dtype, len(self._shown), plain)
         if dtype.container:
-            values: list[Any] = self.array(index).to_pylist()
+            values: list[Any] = self.array(index).to_pylist(maps_as_pydicts="strict")
             return values
         return list(self._tails[index])
 

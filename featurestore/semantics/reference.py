@@ -7,13 +7,15 @@ in `rows.py`. Not for use on more than some thousand rows.
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Literal
 
 from featurestore.dtypes import DType
+from featurestore.errors import DataError
 from featurestore.semantics.keys import encode_key
 from featurestore.semantics.timeline import is_visible, to_instant
 
@@ -112,10 +114,27 @@ def _fixed(value: Any, dtype: DType) -> bytes:
 
 def _varying(value: Any, dtype: DType) -> bytes:
     if dtype.container == "list":
-        bits = sum(1 << i for i, item in enumerate(value) if item is not None)
-        encode = _fixed if dtype.item.width is not None else _varying
-        items = [encode(v, dtype.item) for v in value if v is not None or dtype.item.width]
-        head = struct.pack("<I", len(value)) + bits.to_bytes((len(value) + 7) // 8, "little")
-        return head + b"".join(items)
+        return struct.pack("<I", len(value)) + _items(value, dtype.item)
+    if dtype.container == "map":
+        return _map(list(value.items() if isinstance(value, Mapping) else value), dtype)
     data = value.encode() if isinstance(value, str) else bytes(value)
     return struct.pack("<I", len(data)) + data
+
+
+def _items(values: Sequence[Any], dtype: DType) -> bytes:
+    bits = sum(1 << i for i, item in enumerate(values) if item is not None)
+    encode = _varying if dtype.width is None else _fixed
+    items = [encode(v, dtype) for v in values if v is not None or dtype.width]
+    return bits.to_bytes((len(values) + 7) // 8, "little") + b"".join(items)
+
+
+def _map(pairs: list[tuple[Any, Any]], dtype: DType) -> bytes:
+    """Count, keys in order, then the values as a list has its items."""
+    pairs.sort(key=lambda pair: pair[0].encode() if isinstance(pair[0], str) else pair[0])
+    keys = [key for key, _ in pairs]
+    if any(key == before for before, key in itertools.pairwise(keys)):
+        raise DataError("A map holds a key twice.", got=repr(keys), allowed="each key once")
+    kind = DType(dtype.key)
+    encode = _varying if kind.width is None else _fixed
+    head = struct.pack("<I", len(pairs)) + b"".join(encode(key, kind) for key in keys)
+    return head + _items([value for _, value in pairs], dtype.item)

@@ -5,7 +5,8 @@
     created      8 bytes   the same; all zero where the source's created_timestamp is null
     payload      a bit for each feature (set = present), then the fixed-width features in
                  declared order (little-endian, zero where null), then the others in declared
-                 order (32-bit length and bytes; a list is a count, its presence bits, its items)
+                 order (32-bit length and bytes; a list is a count, its presence bits, its items;
+                 a map is a count, its keys in order, the presence bits of its values, its values)
 
 Without a declared `created_timestamp` a row counts as created when it happened. The payload is the
 row's canonical form: equal rows have equal bytes. So *newer* (T2) is plain byte order of everything
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.dtypes import DType
 from featurestore.errors import DataError
+from featurestore.semantics import maps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +110,7 @@ def pack(
         columns: One Arrow array of n items a feature, of exactly its declared type.
 
     Raises:
-        DataError: A vector holds a null item.
+        DataError: A vector holds a null item, or a map a key twice.
     """
     import numpy as np
 
@@ -141,7 +143,7 @@ def payloads(schema: RowSchema, columns: Sequence[pa.Array], rows: int) -> list[
     data = matrix.tobytes()
     size = schema.fixed_bytes
     heads = [data[i * size : (i + 1) * size] for i in range(rows)]
-    tails = [_varying(schema.dtypes[i], columns[i]) for i in schema.varying]
+    tails = [_varying(schema.names[i], schema.dtypes[i], columns[i]) for i in schema.varying]
     if not tails:
         return heads
     return [head + b"".join(parts) for head, *parts in zip(heads, *tails, strict=True)]
@@ -191,6 +193,8 @@ def _fixed(name: str, dtype: DType, column: pa.Array, present: Any) -> Any:
     import numpy as np
     import pyarrow as pa
 
+    from featurestore.semantics.nan import one_nan
+
     rows = len(column)
     if dtype.container == "vector":
         length = dtype.length
@@ -203,13 +207,14 @@ def _fixed(name: str, dtype: DType, column: pa.Array, present: Any) -> Any:
                 hint="Filter such rows by where=, or fill the items by an expression.",
             )
         numbers = items.fill_null(0).to_numpy(zero_copy_only=False)
-        numbers = np.where(valid, numbers, numbers.dtype.type(0)).astype(dtype.numpy)
+        numbers = one_nan(np.where(valid, numbers, numbers.dtype.type(0)).astype(dtype.numpy))
         return numbers.reshape(rows, length).view(np.uint8)
     if dtype.scalar == "bool":
         numbers = column.fill_null(False).to_numpy(zero_copy_only=False)  # noqa: FBT003
     else:
         plain = {"date": pa.int32(), "timestamp": pa.int64()}.get(dtype.scalar)
         numbers = (column.cast(plain) if plain else column).fill_null(0).to_numpy()
+        numbers = one_nan(numbers) if dtype.scalar in {"float32", "float64"} else numbers
     return np.ascontiguousarray(numbers.astype(dtype.numpy)).reshape(rows, 1).view(np.uint8)
 
 
@@ -234,10 +239,17 @@ def _fixed_array(dtype: DType, raw: Any, valid: Any) -> pa.Array:
     return pa.array(native, type=dtype.arrow, mask=mask)
 
 
-def _varying(dtype: DType, column: pa.Array) -> list[bytes]:
+def _varying(name: str, dtype: DType, column: pa.Array) -> list[bytes]:
     length = _LENGTH.pack
     if dtype.container == "list":
-        return [b"" if items is None else items for items in _lists(dtype, column)]
+        lengths = column.value_lengths().fill_null(0).to_pylist()
+        present = column.is_valid().to_pylist()
+        return _runs(lengths, present, None, _alone(dtype.item, column.flatten()))
+    if dtype.container == "map":
+        found = maps.entries_of(maps.in_order(column, name))
+        keys = _alone(DType(dtype.key), found.keys)
+        values = _alone(dtype.item, found.values)
+        return _runs(found.lengths.tolist(), found.present.tolist(), keys, values)
     values = column.to_pylist()
     if dtype.scalar == "string":
         encoded = [None if v is None else v.encode() for v in values]
@@ -245,22 +257,34 @@ def _varying(dtype: DType, column: pa.Array) -> list[bytes]:
     return [b"" if v is None else length(len(v)) + v for v in values]
 
 
-def _lists(dtype: DType, column: pa.Array) -> list[bytes | None]:
-    item_schema = RowSchema(("item",), (dtype.item,), b"")
-    flat = column.flatten()
-    packed = payloads(item_schema, [flat], len(flat)) if len(flat) else []
-    lengths = column.value_lengths().to_pylist()
-    result: list[bytes | None] = []
+def _alone(dtype: DType, column: pa.Array) -> list[bytes]:
+    """Return each scalar as a row of its own: a presence bit in a byte, and its bytes."""
+    return payloads(RowSchema(("item",), (dtype,), b""), [column], len(column))
+
+
+def _runs(
+    lengths: Sequence[int],
+    present: Sequence[bool],
+    keys: Sequence[bytes] | None,
+    items: Sequence[bytes],
+) -> list[bytes]:
+    """Return lists, or with keys maps, of items that stand one after the other."""
+    result: list[bytes] = []
     position = 0
-    for count in lengths:
-        if count is None:
-            result.append(None)
+    for count, there in zip(lengths, present, strict=True):
+        if not there:
+            result.append(b"")
             continue
-        items = packed[position : position + count]
-        position += count
-        bits = sum(1 << i for i, item in enumerate(items) if item[0] & 1)
-        head = _LENGTH.pack(count) + bits.to_bytes((count + 7) // 8, "little")
-        result.append(head + b"".join(item[1:] for item in items))
+        end = position + count
+        own = items[position:end]
+        bits = sum(1 << i for i, item in enumerate(own) if item[0] & 1)
+        parts = [_LENGTH.pack(count)]
+        if keys is not None:
+            parts += [key[1:] for key in keys[position:end]]
+        parts.append(bits.to_bytes((count + 7) // 8, "little"))
+        parts += [item[1:] for item in own]
+        result.append(b"".join(parts))
+        position = end
     return result
 
 
@@ -287,33 +311,57 @@ def plain_arrow(dtype: DType) -> pa.DataType:
     """Return the Arrow type of what `read_varying` gives: dates and instants are integers."""
     import pyarrow as pa
 
-    item = {"date": pa.int32(), "timestamp": pa.int64()}.get(dtype.scalar, dtype.item.arrow)
+    integers = {"date": pa.int32(), "timestamp": pa.int64()}
+    item = integers.get(dtype.scalar, dtype.item.arrow)
+    if dtype.container == "map":
+        return pa.map_(integers.get(dtype.key, DType(dtype.key).arrow), item)
     return pa.list_(item) if dtype.container else item
 
 
 def read_varying(dtype: DType, value: bytes, offset: int) -> tuple[Any, int]:
-    """Return a value of varying width that stands at `offset`, and the offset behind it."""
+    """Return a value of varying width that stands at `offset`, and the offset behind it.
+
+    A map comes as its pairs.
+    """
     (count,) = _LENGTH.unpack_from(value, offset)
     offset += 4
-    if dtype.container != "list":
-        data = value[offset : offset + count]
-        return (data.decode() if dtype.scalar == "string" else data), offset + count
+    if dtype.container == "list":
+        return _read_items(dtype.item, value, offset, count)
+    if dtype.container == "map":
+        key_type = DType(dtype.key)
+        keys: list[Any] = []
+        for _ in range(count):
+            key, offset = _read_one(key_type, value, offset)
+            keys.append(key)
+        items, offset = _read_items(dtype.item, value, offset, count)
+        return list(zip(keys, items, strict=True)), offset
+    data = value[offset : offset + count]
+    return (data.decode() if dtype.scalar == "string" else data), offset + count
+
+
+def _read_items(dtype: DType, value: bytes, offset: int, count: int) -> tuple[list[Any], int]:
+    """Return scalars behind their presence bits, and the offset behind them."""
+    if count > 8 * (len(value) - offset):
+        raise struct.error("there are fewer items than were counted")
     bits = int.from_bytes(value[offset : offset + (count + 7) // 8], "little")
     offset += (count + 7) // 8
+    width = dtype.width
     items: list[Any] = []
     for i in range(count):
-        present = bits >> i & 1
-        width = dtype.item.width
-        if width is not None:
-            raw = value[offset : offset + width]
-            items.append(_scalar(dtype.scalar, raw) if present else None)
-            offset += width
-        elif present:
-            item, offset = read_varying(dtype.item, value, offset)
+        if bits >> i & 1:
+            item, offset = _read_one(dtype, value, offset)
             items.append(item)
         else:
             items.append(None)
+            offset += width or 0
     return items, offset
+
+
+def _read_one(dtype: DType, value: bytes, offset: int) -> tuple[Any, int]:
+    width = dtype.width
+    if width is None:
+        return read_varying(dtype, value, offset)
+    return _SCALARS[dtype.scalar].unpack_from(value, offset)[0], offset + width
 
 
 _SCALARS = {
@@ -325,7 +373,3 @@ _SCALARS = {
     "date": struct.Struct("<i"),
     "timestamp": struct.Struct("<q"),
 }
-
-
-def _scalar(scalar: str, raw: bytes) -> Any:
-    return _SCALARS[scalar].unpack(raw)[0]

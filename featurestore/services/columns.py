@@ -7,6 +7,7 @@ nor a number as an instant. Instants without a zone are refused (law T1).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,14 @@ from featurestore.errors import (
     listing,
     near_miss,
 )
+from featurestore.semantics import maps
 from featurestore.services.lossless import lossless
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _INT64 = DType("int64")
+_EACH_KEY_ONCE = "No key of a map is null, and none is there twice."
 
 
 class InputRows:
@@ -148,6 +151,7 @@ class InputRows:
                 where=needed_by,
                 got=_describe(self.columns[name], array),
                 allowed=str(dtype),
+                hint=_EACH_KEY_ONCE if dtype.container == "map" else None,
             )
         self._cache[wanted] = converted
         return converted
@@ -211,6 +215,15 @@ def _arrow(values: Any, dtype: DType) -> pa.Array | None:
         return _one_array(pa.array(values, from_pandas=True))
     elif package == "numpy" and values.ndim == 1 and values.dtype != object:
         return pa.array(values)
+    return _of_objects(list(values), dtype)
+
+
+def _of_objects(values: list[Any], dtype: DType) -> pa.Array | None:
+    """Return Python objects as an Arrow array."""
+    import pyarrow as pa
+
+    if dtype.container == "map":
+        return _maps(values, dtype)
     if dtype.scalar in {"date", "timestamp"}:
         # Arrow would take one instant's zone for all, and cut the time of day off a date.
         moments = [value for value in values if isinstance(value, datetime)]
@@ -219,7 +232,21 @@ def _arrow(values: Any, dtype: DType) -> pa.Array | None:
             raise NaiveTimestampError("An instant has no time zone.", got=naive.isoformat())
         if moments and dtype.scalar == "date":
             return None
-    return pa.array(list(values))
+    return pa.array(values)
+
+
+def _maps(values: Sequence[Any], dtype: DType) -> pa.Array | None:
+    """Return dicts, or lists of pairs, as Arrow maps; other values as Arrow understands them."""
+    import pyarrow as pa
+
+    found = maps.from_python(values)
+    if found is None:
+        return pa.array(list(values))
+    keys = to_arrow(found.keys, DType(dtype.key))
+    held = to_arrow(found.values, dtype.item)
+    if keys is None or held is None or keys.null_count:
+        return None
+    return maps.to_arrow(replace(found, keys=keys, values=held))
 
 
 def _from_records(records: Sequence[Any], what: str) -> Mapping[str, Any]:

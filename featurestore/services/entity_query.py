@@ -166,10 +166,7 @@ def _check_type(arrow: pa.DataType, name: str, dtype: DType, needed_by: str) -> 
     import pyarrow as pa
 
     held = dtypes.from_arrow(arrow)
-    fits = held is not None and (held.scalar, bool(held.container)) == (
-        dtype.scalar,
-        bool(dtype.container),
-    )
+    fits = held is not None and _shape(held) == _shape(dtype)
     if not dtype.container and dtype.scalar in _NUMBERS:
         fits = pa.types.is_uint64(arrow) or (held is not None and str(held) in _NUMBERS)
     if pa.types.is_null(arrow) or fits:
@@ -182,3 +179,8 @@ def _check_type(arrow: pa.DataType, name: str, dtype: DType, needed_by: str) -> 
         got=str(arrow),
         allowed=str(dtype),
     )
+
+
+def _shape(dtype: DType) -> tuple[str, str, str]:
+    """Return what of a type a column must have; the length of vectors is seen row by row."""
+    return dtype.scalar, dtype.key, "list" if dtype.container == "vector" else dtype.container

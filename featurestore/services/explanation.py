@@ -5,13 +5,15 @@ The SQL is that of the very functions that run it; nothing is described from mem
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from featurestore.compile import join_sql
+from featurestore.compile import join_sql, window_sql
+from featurestore.compile.aggregate_text import aggregate_texts
 from featurestore.compile.join_sql import JoinSpec
 from featurestore.semantics.timeline import format_instant
+from featurestore.services import window_retrieval
 from featurestore.services.retrieval import (
     CANONICAL,
     JoinTable,
@@ -19,9 +21,11 @@ from featurestore.services.retrieval import (
     ranges,
     row_width,
 )
+from featurestore.services.window_retrieval import choices
 
 if TYPE_CHECKING:
     from featurestore.ports.engine import EngineSession
+    from featurestore.semantics.windowing import Choice
     from featurestore.services.entity_needs import Loaded
 
 
@@ -39,8 +43,13 @@ def explain(
     lines = list(_head(retrieval, loaded))
     specs = retrieval.specs(loaded)
     for spec, table in zip(specs, retrieval.tables, strict=True):
+        lines += _head_of_join(spec, table, outside.get(spec.view.name, 0))
+        if spec.view.aggregates:
+            chosen = choices(session, spec, loaded.rows, retrieval.memory_limit)
+            lines += _windows(spec, chosen)
+            continue
         parts = ranges(loaded.rows, row_width(session, spec, loaded.rows), retrieval.memory_limit)
-        lines += _join(spec, table, outside.get(spec.view.name, 0), parts)
+        lines += _join(spec, parts)
     for step in retrieval.plan.steps:
         inputs = [name for name, _ in step.inputs] + [f"request {f.name}" for f in step.request]
         lines.append(f"on demand: {step.plan.name}({', '.join(inputs)}), batch by batch")
@@ -57,9 +66,7 @@ def _head(retrieval: Retrieval, loaded: Loaded) -> Iterator[str]:
     yield f"knowledge: {'known' if retrieval.known else 'healed'}"
 
 
-def _join(
-    spec: JoinSpec, table: JoinTable, outside: int, parts: list[tuple[int, int]]
-) -> Iterator[str]:
+def _head_of_join(spec: JoinSpec, table: JoinTable, outside: int) -> Iterator[str]:
     view, join, snapshot = spec.view, spec.join, table.snapshot
     alias = f" as {join.alias}" if join.alias != view.name else ""
     pairs = zip(join.key_columns, view.join_keys, strict=True)
@@ -74,8 +81,47 @@ def _join(
         f" {len(spec.files)} of {len(snapshot.files)} files,"
         f" {rows} of {snapshot.rows} rows may matter"
     )
-    yield f"  ties: {_ties(spec)}"
     yield f"  entity rows outside what has been materialized: {outside}"
+
+
+def _windows(spec: JoinSpec, chosen: Sequence[Choice] | None) -> Iterator[str]:
+    """Tell how windows are found, and by which plan the kernel merges what is in them."""
+    known = " that had been learnt" if spec.known else ""
+    yield f"  versions: the highest of each event{known} counts; deletions take theirs away"
+    texts = aggregate_texts(spec.view)
+    for i, name in enumerate(column.name for column in spec.columns):
+        how = (
+            f"{chosen[i].plan}, {chosen[i].pairs} pairs of event and row" if chosen else "by chunk"
+        )
+        yield f"  {name} = {texts[name]}: {how}"
+    if chosen is None:
+        yield "  some keys at a time; each chunk of them is merged by frames or by prefix"
+    if not spec.files:
+        yield "  there are no events: counts are 0, lists and maps empty, all else null"
+        return
+    for name, statement in _window_statements(spec):
+        yield f"  {name}:"
+        yield f"    {statement}"
+
+
+def _window_statements(spec: JoinSpec) -> Iterator[tuple[str, str]]:
+    if spec.keys:
+        yield "keys with their numbers", window_sql.spans(spec)
+    yield "entity rows by number of their key", join_sql.probes(spec)
+    yield "sorted", window_sql.order(spec)
+    if window_sql.is_corrected(spec.view) or not spec.unique:
+        yield "events of several versions, if any", window_sql.contested(spec)
+        yield "their versions", window_sql.versions(spec)
+        canonical = window_retrieval.CANONICAL.format(spec.number)
+        yield (
+            "settled by version, and by bytes where these tie",
+            window_sql.settled(spec, canonical),
+        )
+    yield "events, sorted for the kernel", window_sql.events(spec, apart=True)
+
+
+def _join(spec: JoinSpec, parts: list[tuple[int, int]]) -> Iterator[str]:
+    yield f"  ties: {_ties(spec)}"
     yield f"  features are written in {len(parts)} range{'s' if len(parts) != 1 else ''} of rows"
     if not spec.files:
         yield "  no row can be visible: all features are null"

@@ -7,6 +7,7 @@ A job sees the tables as they were when it was made, so that asking twice gives 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from featurestore.compile import snapshot_sql
@@ -24,11 +25,13 @@ from featurestore.services.entity_needs import EntityRows, Needs
 from featurestore.services.entity_query import QueryRows
 from featurestore.services.entity_rows import read
 from featurestore.services.intervals import covered
-from featurestore.services.retrieval import TIMESTAMPS, JoinTable, Retrieval
+from featurestore.services.retrieval import TIMESTAMPS, JoinTable, Retrieval, oldest_needed
 from featurestore.services.retrieval_job import RetrievalJob
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import pyarrow as pa
 
     from featurestore.clock import Clock
     from featurestore.ports.engine import Engine
@@ -91,6 +94,7 @@ class HistoricalReader:
         full_feature_names: bool = False,
         include_timestamps: bool = False,
         materialize_missing: bool = False,
+        applied: Mapping[str, pa.Table] | None = None,
     ) -> RetrievalJob:
         """Return the job that joins features to entity rows.
 
@@ -106,6 +110,8 @@ class HistoricalReader:
                 rows that were matched.
             materialize_missing: Fill first, when the job runs, what the entity rows need and was
                 never materialized.
+            applied: {alias of a windowed view: how far its stream is to be looked at, by entity},
+                for verification.
 
         Raises:
             FeatureNotFoundError: A reference names nothing.
@@ -120,10 +126,11 @@ class HistoricalReader:
             plan = self._resolve(features, full_names=full_feature_names)
             entity = read(entity_rows, Needs.of(plan, timestamp_column), self._engine)
             tables = [self._table(join) for join in plan.joins]
-            return self._retrieval(plan, entity, tables, known=known, timestamps=include_timestamps)
+            made = self._retrieval(plan, entity, tables, known=known, timestamps=include_timestamps)
+            return made if applied is None else replace(made, applied=applied)
 
         fill = self._fill if materialize_missing else None
-        return RetrievalJob(prepare, self._engine, fill)
+        return RetrievalJob(prepare, self._engine, fill, quiet=applied is not None)
 
     def get_snapshot(
         self,
@@ -136,8 +143,9 @@ class HistoricalReader:
     ) -> RetrievalJob:
         """Return the job that fetches the features of every entity known at an instant.
 
-        Known is an entity that has a row in one of the views up to the instant, expired or not;
-        with `knowledge="known"` the row must have been learnt by then. The result is sorted by key
+        Known is an entity that has a row in one of the views up to the instant, expired or not, or
+        an event of an aggregated view before it, perhaps one that was taken away later; with
+        `knowledge="known"` that must have been learnt by then. The result is sorted by key
         and has the instant as its column `event_timestamp`.
 
         Args:
@@ -206,15 +214,17 @@ class HistoricalReader:
             raise RequestError(
                 "This store cannot materialize.", hint="Leave materialize_missing out."
             )
-        # What lies ahead of now cannot be materialized yet.
-        end = min(high + 1, self._clock.now_us())
+        now = self._clock.now_us()
         done = set()
         for table in retrieval.tables:
             view = table.join.view
             if not outside[view.name] or view.name in done:
                 continue
             done.add(view.name)
-            start = MIN_INSTANT if view.ttl_us is None else max(MIN_INSTANT, low - view.ttl_us)
+            needed = oldest_needed(view)
+            start = MIN_INSTANT if needed is None else max(MIN_INSTANT, low - needed)
+            # A window does not see its own instant; what is ahead of now cannot be there yet.
+            end = min(high if view.aggregates else high + 1, now)
             for gap in _gaps(table.covered, start, end):
                 self._materialize(view.name, gap.start, gap.end)
         if done:

@@ -1,19 +1,36 @@
 """What a run must read, and what the ledger says afterwards (laws M1, M6): pure arithmetic.
 
-The ledger's intervals each name the source's file listing that they were read from. A late row is
-in a file that is new or changed since; so an incremental run reads the changed files of each
-interval, and every file where there is a gap. Event time alone decides nothing.
+The ledger's intervals each name the source's file listing that they were read from, and how far its
+stream was logged by then. A late row is in a file that is new or changed since, or behind those
+positions; so an incremental run reads these for each interval, and everything where there is a gap.
+Event time alone decides nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from featurestore.ports.engine import SourceListing
+from featurestore.ports.engine import LiveRows, SourceListing
 from featurestore.ports.registry import LedgerEntry
 from featurestore.semantics.timeline import MIN_INSTANT, Interval, difference
 
-Reads = list[tuple[tuple[str, ...], tuple[Interval, ...]]]
+
+class Read(NamedTuple):
+    """Rows to read, by event time.
+
+    Attributes:
+        files: Files of the history; none where it is opaque, and is read as a whole.
+        intervals: The intervals that are wanted.
+        after: To read the stream's log instead: what lies behind these positions.
+    """
+
+    files: tuple[str, ...]
+    intervals: tuple[Interval, ...]
+    after: Mapping[str, int] | None = None
+
+
+Reads = list[Read]
 
 
 def covered(entries: Sequence[LedgerEntry]) -> list[Interval]:
@@ -23,7 +40,10 @@ def covered(entries: Sequence[LedgerEntry]) -> list[Interval]:
 
 def reads_of_all(listing: SourceListing, interval: Interval) -> Reads:
     """Return the reads of an explicit run: its interval from every file."""
-    return [(tuple(file.path for file in listing.files), (interval,))]
+    reads = [Read(tuple(file.path for file in listing.files), (interval,))]
+    if listing.live is not None and listing.live.files:
+        reads.append(Read((), (interval,), {}))
+    return reads
 
 
 def reads_of_new(
@@ -41,9 +61,10 @@ def reads_of_new(
         end: The first instant that is not wanted.
     """
     wanted = Interval(MIN_INSTANT, end)
-    if listing.opaque:
-        return [((), (wanted,))]
     gaps = difference([wanted], covered(entries))
+    live = [] if listing.live is None else _reads_of_live(listing.live, entries, gaps, end)
+    if listing.opaque:
+        return [Read((), (wanted,)), *live]
     by_intervals: dict[tuple[Interval, ...], list[str]] = {}
     for file in listing.files:
         stale = [
@@ -54,23 +75,51 @@ def reads_of_new(
         intervals = tuple(sorted([*gaps, *stale]))
         if intervals:
             by_intervals.setdefault(intervals, []).append(file.path)
-    return [(tuple(files), intervals) for intervals, files in by_intervals.items()]
+    return [*(Read(tuple(files), spans) for spans, files in by_intervals.items()), *live]
+
+
+def _reads_of_live(
+    live: LiveRows, entries: Sequence[LedgerEntry], gaps: Sequence[Interval], end: int
+) -> Reads:
+    if not live.files:
+        return []
+    reads = [Read((), tuple(gaps), {})] if gaps else []
+    for entry in entries:
+        grown = any(entry.logged.get(name, -1) < at for name, at in live.positions.items())
+        if entry.start < end and grown:
+            interval = Interval(entry.start, min(entry.end, end))
+            reads.append(Read((), (interval,), entry.logged))
+    return reads
 
 
 def record(
-    entries: Sequence[LedgerEntry], interval: Interval, snapshot: str
+    entries: Sequence[LedgerEntry],
+    interval: Interval,
+    snapshot: str,
+    logged: Mapping[str, int] | None = None,
 ) -> tuple[LedgerEntry, ...]:
-    """Return a ledger's intervals after `interval` was read from the listing `snapshot`."""
+    """Return a ledger's intervals after `interval` was read.
+
+    Args:
+        entries: The intervals before.
+        interval: What was read.
+        snapshot: The listing that it was read from.
+        logged: How far the stream was logged then.
+    """
     kept = [
-        LedgerEntry(start=piece.start, end=piece.end, snapshot=entry.snapshot)
+        entry.model_copy(update={"start": piece.start, "end": piece.end})
         for entry in entries
         for piece in difference([Interval(entry.start, entry.end)], [interval])
     ]
-    kept.append(LedgerEntry(start=interval.start, end=interval.end, snapshot=snapshot))
+    read = LedgerEntry(
+        start=interval.start, end=interval.end, snapshot=snapshot, logged=dict(logged or {})
+    )
+    kept.append(read)
     merged: list[LedgerEntry] = []
     for entry in sorted(kept, key=lambda e: e.start):
         last = merged[-1] if merged else None
-        if last and last.end == entry.start and last.snapshot == entry.snapshot:
+        same = last and (last.snapshot, last.logged) == (entry.snapshot, entry.logged)
+        if last and same and last.end == entry.start:
             merged[-1] = last.model_copy(update={"end": entry.end})
         else:
             merged.append(entry)

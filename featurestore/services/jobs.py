@@ -20,7 +20,7 @@ from featurestore.errors import (
     near_miss,
 )
 from featurestore.semantics.timeline import MAX_INSTANT, format_instant
-from featurestore.services.materialization import Progress, ViewJob, ViewReport
+from featurestore.services.materialization import AppliedLive, Progress, ViewJob, ViewReport
 
 if TYPE_CHECKING:
     from featurestore.clock import Clock
@@ -110,14 +110,25 @@ class Materializer:
         *,
         attempt: int = 1,
         progress: Progress = lambda *_: None,
+        applied_live: AppliedLive | None = None,
     ) -> MaterializationReport:
         """Materialize all that is new up to `end`: the first run takes all history (law M6).
 
-        An end ahead of now counts as now. Late rows are found by new or changed files.
+        An end ahead of now counts as now. Late rows are found by new or changed files, and in the
+        logs of streams.
+
+        Args:
+            end_us: The first instant that is not wanted; None is now.
+            views: Names of views; None takes all.
+            attempt: Which try of the same work it is.
+            progress: Is told the stages.
+            applied_live: What the caller has put online itself, of live events.
         """
         now = self._clock.now_us()
         end = now if end_us is None else min(end_us, now)
-        return self._run(self._views(views), None, end, attempt, progress)
+        return self._run(
+            self._views(views), None, end, attempt, progress, applied_live=applied_live
+        )
 
     def interrupt(self) -> None:
         """Stop the runs of this process, from any thread; each fails and says so."""
@@ -141,6 +152,8 @@ class Materializer:
         end_us: int,
         attempt: int,
         progress: Progress,
+        *,
+        applied_live: AppliedLive | None = None,
     ) -> MaterializationReport:
         started = self._clock.monotonic()
         side_by_side = max(1, min(self._workers, len(views)))
@@ -155,8 +168,10 @@ class Materializer:
                 memory_limit=self._memory_limit // side_by_side,
                 threads=max(1, self._threads // side_by_side) if self._threads else None,
                 progress=progress,
+                applied_live=applied_live,
             )
-            self._registration.complete(view)
+            if report.fed:
+                self._registration.complete(view)
             progress(view.name, "done")
             return report
 

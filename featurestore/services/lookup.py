@@ -22,6 +22,7 @@ from featurestore.model.declarations import (
 from featurestore.semantics.keys import namespace
 from featurestore.semantics.packed import PackedReader
 from featurestore.services.response import FeatureLayout, Layout, SourceLayout
+from featurestore.services.state_reading import WindowReader
 
 _LONGEST_REPR = 200
 
@@ -43,12 +44,21 @@ class KeyGroup:
 
 @dataclass(frozen=True, slots=True)
 class LookupJoin:
-    """A view to look up: where its keys begin, how its rows are read, which key it is found by."""
+    """A view to look up: where its keys begin, how its rows are read, which key it is found by.
+
+    Attributes:
+        join: The view and what is asked of it.
+        namespace: What its keys begin with.
+        reader: Reads its rows.
+        group: Which key group it is found by.
+        windows: Reads its states instead, where it is an aggregated view.
+    """
 
     join: Join
     namespace: bytes
     reader: PackedReader
     group: int
+    windows: WindowReader | None = None
 
 
 class Lookup:
@@ -66,6 +76,7 @@ class Lookup:
         self.plan = plan
         self.groups: list[KeyGroup] = []
         self.joins = [self._join(project, join) for join in plan.joins]
+        self.has_windows = any(join.windows is not None for join in self.joins)
         self.key_columns = tuple((name, column.type) for name, column in plan.key_columns)
         places = self._places()
         self.step_inputs = [
@@ -104,6 +115,7 @@ class Lookup:
             namespace(project, view.name, view.table_fingerprint),
             PackedReader(view.name, view.row_schema),
             same.index((join.key_columns, dtypes)),
+            WindowReader(view, join.features) if view.aggregates else None,
         )
 
     def _places(self) -> dict[str, tuple[int, int]]:

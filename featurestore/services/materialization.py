@@ -13,13 +13,14 @@ decide what is newer, visible or late: that is `semantics`, `services.intervals`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.compile import table_sql
+from featurestore.compile.live_sql import unapplied
 from featurestore.errors import ConflictError
-from featurestore.semantics.timeline import MIN_INSTANT, Interval
+from featurestore.semantics.timeline import MAX_INSTANT, MIN_INSTANT, Interval
 from featurestore.services import intervals
 from featurestore.services.table_writing import ATTEMPTS, TableWriter, Work
 
@@ -31,17 +32,26 @@ if TYPE_CHECKING:
     from featurestore.ports.tables import Tables
     from featurestore.services.pushing import Pusher
     from featurestore.services.runs import RunLog
+    from featurestore.services.states import StateWriter
 
 # One mark is enough to make the next run push everything; more only tell the story.
 _OPEN_RUNS = 8
 
+# {generation of a view: {stream partition: (first, last position)}}: what the caller itself has put
+# online of a stream, every entry between included.
+AppliedLive = Mapping[str, Mapping[str, tuple[int, int]]]
 # Called with (view, stage) as a run goes on, for progress bars.
 Progress = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
 class ViewReport:
-    """What one run did for one view: rows, seconds, and the error if it failed."""
+    """What one run did for one view: rows, seconds, and the error if it failed.
+
+    Attributes:
+        fed: Whether all live events behind what the run has read get online for this very table. A
+            view whose source has a stream may serve from the table only then.
+    """
 
     view: str
     rows_read: int = 0
@@ -52,6 +62,7 @@ class ViewReport:
     seconds: float = 0.0
     intervals: tuple[str, ...] = ()
     error: str | None = None
+    fed: bool = True
 
 
 class ViewJob:
@@ -64,7 +75,8 @@ class ViewJob:
         tables: Holds the view's table.
         registry: Holds the ledger.
         runs: Records the run.
-        pusher: Writes online; used for views that are online.
+        pusher: Writes rows online; used for views that are online.
+        states: Applies events online, for aggregated views.
         clock: Tells now.
         target_file_size: Bytes that files should have.
     """
@@ -79,6 +91,7 @@ class ViewJob:
         registry: Registry,
         runs: RunLog,
         pusher: Pusher,
+        states: StateWriter,
         clock: Clock,
         target_file_size: int,
     ) -> None:
@@ -89,6 +102,7 @@ class ViewJob:
         self._registry = registry
         self._runs = runs
         self._pusher = pusher
+        self._states = states
         self._clock = clock
         self._writer = TableWriter(sources, tables, clock, target_file_size)
         self._open: set[Any] = set()
@@ -109,8 +123,20 @@ class ViewJob:
         memory_limit: int | None = None,
         threads: int | None = None,
         progress: Progress = lambda *_: None,
+        applied_live: AppliedLive | None = None,
     ) -> ViewReport:
         """Materialize one view; without a start, everything that is new up to the end.
+
+        Args:
+            view: The view.
+            table_id: Its table.
+            start_us: The first instant; None for all that is new.
+            end_us: The first instant that is not wanted.
+            attempt: Which try of the same work it is.
+            memory_limit: Bytes for the run.
+            threads: Threads for the run.
+            progress: Is told the stages.
+            applied_live: Live events that are online already, and need not be put there again.
 
         Raises:
             FeatureStoreError: The run failed; it is recorded as failed and its interval is not
@@ -122,6 +148,7 @@ class ViewJob:
         try:
             progress(view.name, "listing the source")
             work = self._plan(view, table_id, run, start_us, end_us)
+            work.applied_live = (applied_live or {}).get(view.generation, {})
             if work.reads or work.recover or self._waiting(work):
                 with self._session(memory_limit, threads) as session:
                     self._execute(work, session, progress)
@@ -142,11 +169,14 @@ class ViewJob:
         if start_us is None:
             kept = {entry.snapshot for entry in ledger.entries}
             snapshots = {s: self._registry.load_snapshot(self._project, s) for s in kept}
-            reads = intervals.reads_of_new(listing, ledger.entries, snapshots, end_us)
+            # A version of an event that is dated ahead takes the event from where it was, now.
+            until = MAX_INSTANT + 1 if view.aggregates else end_us
+            reads = intervals.reads_of_new(listing, ledger.entries, snapshots, until)
         else:
             reads = intervals.reads_of_all(listing, interval)
         return Work(
-            view=view,
+            view=view.log,
+            applied=view,
             table_id=table_id,
             run=run,
             interval=interval,
@@ -200,6 +230,8 @@ class ViewJob:
 
     def _waiting(self, work: Work) -> bool:
         """Whether rows that were dated ahead may have come of age since the last push."""
+        if work.applied.aggregates:
+            return False  # a window does not see an event before its time
         pushed = work.ledger.pushed_until_us
         ends = [entry.end for entry in work.ledger.entries]
         return work.view.online and pushed is not None and max(ends, default=MIN_INSTANT) > pushed
@@ -212,12 +244,27 @@ class ViewJob:
         if not work.recover and work.rows_read and (work.explicit or work.rows_written):
             # An explicit run pushes all it read: that is how a lost online store is filled again.
             source = "staged" if work.explicit else work.fresh
-            selects.append(f"SELECT {', '.join(table_sql.columns(work.view))} FROM {source}")
+            rows = f"SELECT {', '.join(table_sql.columns(work.view))} FROM {source}"
+            if work.applied.aggregates and not work.explicit and work.applied_live:
+                rows += f" WHERE {unapplied(work.applied_live)}"
+            selects.append(rows)
         for rows in selects:
+            if work.applied.aggregates:
+                work.rows_pushed += self._apply(work, session, rows, now)
+                continue
             query = table_sql.newest(work.view, rows, now)
             reader = session.stream(query, self._pusher.batch_rows)
             work.rows_pushed += self._pusher.push(work.view, reader, now)
         work.ledger = work.ledger.model_copy(update={"pushed_until_us": now})
+
+    def _apply(self, work: Work, session: EngineSession, rows: str, now: int) -> int:
+        import pyarrow as pa
+
+        done = 0
+        for batch in session.stream(table_sql.events(work.view, rows), self._pusher.batch_rows):
+            table = pa.Table.from_batches([batch])
+            done += self._states.apply(work.applied, table, now).changed
+        return done
 
     def _unpushed(self, work: Work) -> str:
         """Return rows of the table that nobody may have pushed: all, or those come of age since."""
@@ -230,11 +277,10 @@ class ViewJob:
 
     def _close(self, work: Work) -> None:
         """Write the interval into the ledger; take this run, and dead ones, off the open list."""
-        snapshot = (
-            ""
-            if work.listing.opaque
-            else self._registry.save_snapshot(self._project, work.listing.files)
-        )
+        listing, snapshot = work.listing, ""
+        if not listing.opaque:
+            snapshot = self._registry.save_snapshot(self._project, listing.files)
+        logged = listing.live.positions if listing.live else None
         over = {work.run.id}
         if work.recover:
             others = [name for name in work.ledger.open_runs if name != work.run.id]
@@ -245,7 +291,7 @@ class ViewJob:
             known = [p for p in (old.pushed_until_us, pushed) if p is not None]
             return old.model_copy(
                 update={
-                    "entries": intervals.record(old.entries, work.interval, snapshot),
+                    "entries": intervals.record(old.entries, work.interval, snapshot, logged),
                     "open_runs": tuple(name for name in old.open_runs if name not in over),
                     "pushed_until_us": max(known, default=None),
                 }
@@ -267,8 +313,11 @@ def _counted(run: Run, work: Work) -> Run:
 
 
 def _report(work: Work, seconds: float) -> ViewReport:
+    live = work.listing.live
+    claims = [] if live is None or not work.applied.online else live.claims.values()
     return ViewReport(
         view=work.view.name,
+        fed=all(work.applied.generation in claim for claim in claims),
         rows_read=work.rows_read,
         rows_written=work.rows_written,
         rows_pushed=work.rows_pushed,

@@ -14,6 +14,7 @@ from featurestore.clock import Clock, SystemClock
 from featurestore.compile.plan import Column, OnDemandPlan
 from featurestore.compile.request import OnDemandStep, RequestPlan, slot
 from featurestore.errors import DataError, NotMaterializedError
+from featurestore.services.frames import to_polars
 from featurestore.services.lossless import lossless
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _run(
     import pyarrow as pa
 
     plan = step.plan
-    frame = pl.from_arrow(pa.table(inputs))
+    frame = to_polars(pa.table(inputs))
     try:
         result = function(frame)
         if isinstance(result, pl.LazyFrame):
@@ -164,6 +165,8 @@ def _failure(plan: OnDemandPlan, verb: str, **details: str) -> DataError:
 def _column(view: str, feature: Column, series: Any) -> pa.Array:
     import pyarrow as pa
 
+    from featurestore.semantics.nan import with_one_nan
+
     try:
         array = series.to_arrow()
     except (pa.ArrowException, TypeError, ValueError) as error:
@@ -171,7 +174,7 @@ def _column(view: str, feature: Column, series: Any) -> pa.Array:
     column = lossless(array, feature.type)
     if column is None:
         raise _wrong_type(view, feature, series)
-    return column
+    return with_one_nan(column)
 
 
 def _wrong_type(view: str, feature: Column, series: Any) -> DataError:

@@ -31,6 +31,7 @@ from featurestore.services.lossless import lossless
 from featurestore.services.on_demand import OnDemandFunctions, run_steps
 from featurestore.services.response import ArrowBlock, Block, OnlineResponse
 from featurestore.services.state import StateCache
+from featurestore.services.state_reading import StateReading, read_deeper, read_together
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,12 +104,14 @@ class OnlineReader:
             raise _clash(lookup, rows)
         fields = self._request_fields(lookup, rows, request)
         keys = [_encode(rows, group) for group in lookup.groups]
-        heads = self._read(lookup, keys, rows.rows, timeout)
-        instant = self._instant(lookup, rows, heads, instant)
-        blocks: list[Block] = [
-            head.at(instant, item.join.view.ttl_us)
-            for head, item in zip(heads, lookup.joins, strict=True)
-        ]
+        if lookup.has_windows:
+            instant, blocks = self._look_at_states(lookup, keys, rows, instant, timeout)
+        else:
+            heads = self._heads(
+                lookup.joins, self._fetch(_wanted(lookup.joins, keys), timeout), rows
+            )
+            instant = self._instant(lookup.joins, rows, heads, instant)
+            blocks = _seen(lookup.joins, heads, instant)
         if lookup.plan.steps:
             blocks += self._run_steps(lookup, blocks, fields, rows.rows)
         echo = ArrowBlock(lambda: _echo(lookup, rows))
@@ -151,21 +154,44 @@ class OnlineReader:
             )
         return columns
 
-    def _read(
+    def _look_at_states(
         self,
         lookup: Lookup,
         keys: Sequence[Sequence[bytes | None]],
-        rows: int,
+        rows: InputRows,
+        as_of: int | None,
         timeout: float | None,
+    ) -> tuple[int, list[Block]]:
+        """Return the instant and the parts of an answer that has aggregated views in it."""
+        plain = [item for item in lookup.joins if item.windows is None]
+        readings = {
+            place: StateReading.of(item.windows, item.namespace, keys[item.group])
+            for place, item in enumerate(lookup.joins)
+            if item.windows is not None
+        }
+        now = self._clock.now_us()
+        asked = now if as_of is None else as_of
+        wanted = _wanted(plain, keys)
+        unique = [key for key in dict.fromkeys(wanted) if key is not None]
+        states = list(readings.values())
+        read = read_together(self._online, states, unique, asked, timeout)
+        found: dict[bytes | None, bytes | None] = dict(zip(unique, read, strict=True))
+        heads = self._heads(plain, [found.get(key) for key in wanted], rows)
+        instant = self._instant(plain, rows, heads, as_of, now)
+        read_deeper(self._online, states, instant, asked, timeout)
+        seen = iter(_seen(plain, heads, instant))
+        blocks: list[Block] = [
+            readings[place].block(instant, now) if place in readings else next(seen)
+            for place in range(len(lookup.joins))
+        ]
+        return instant, blocks
+
+    def _heads(
+        self, items: Sequence[LookupJoin], values: Sequence[bytes | None], rows: InputRows
     ) -> list[OneHead | ManyHeads]:
-        wanted: list[bytes | None] = []
-        for item in lookup.joins:
-            lead = item.namespace
-            wanted += [None if key is None else lead + key for key in keys[item.group]]
-        values = self._fetch(wanted, timeout)
+        count = rows.rows
         return [
-            item.reader.heads(values[i * rows : (i + 1) * rows])
-            for i, item in enumerate(lookup.joins)
+            item.reader.heads(values[i * count : (i + 1) * count]) for i, item in enumerate(items)
         ]
 
     def _fetch(
@@ -183,15 +209,17 @@ class OnlineReader:
 
     def _instant(
         self,
-        lookup: Lookup,
+        items: Sequence[LookupJoin],
         rows: InputRows,
         heads: Sequence[OneHead | ManyHeads],
         as_of: int | None,
+        now: int | None = None,
     ) -> int:
         if as_of is None:
             events = [head.newest for head in heads]
-            return max([self._clock.now_us(), *(e for e in events if e is not None)])
-        for item, head in zip(lookup.joins, heads, strict=True):
+            now = self._clock.now_us() if now is None else now
+            return max([now, *(e for e in events if e is not None)])
+        for item, head in zip(items, heads, strict=True):
             after = head.first_after(as_of)
             if after is not None:
                 raise _too_early(item, rows, *after, as_of)
@@ -208,6 +236,25 @@ class OnlineReader:
         }
         filled = run_steps(lookup.plan, slots, fields, rows, self._functions)
         return [_step_block(step, filled) for step in lookup.plan.steps]
+
+
+def _wanted(
+    items: Sequence[LookupJoin], keys: Sequence[Sequence[bytes | None]]
+) -> list[bytes | None]:
+    """Return the key of each row of each view, None for no key."""
+    wanted: list[bytes | None] = []
+    for item in items:
+        lead = item.namespace
+        wanted += [None if key is None else lead + key for key in keys[item.group]]
+    return wanted
+
+
+def _seen(
+    items: Sequence[LookupJoin], heads: Sequence[OneHead | ManyHeads], instant: int
+) -> list[Block]:
+    return [
+        head.at(instant, item.join.view.ttl_us) for head, item in zip(heads, items, strict=True)
+    ]
 
 
 def _step_block(step: OnDemandStep, filled: dict[str, pa.Array]) -> ArrowBlock:

@@ -57,7 +57,7 @@ class Pusher:
 
         events = _instants(batch.column("event_timestamp"))
         created = batch.column("created_timestamp")
-        if view.source.created_timestamp is None:
+        if not view.source.tells_created:
             created_us = events
         else:
             created_us = _instants(created.fill_null(0))

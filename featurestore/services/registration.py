@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from featurestore.ports.online import OnlineStore
     from featurestore.ports.registry import Registry
     from featurestore.ports.tables import Tables
+    from featurestore.services.table_disposal import LiveDisposal
 
 _ATTEMPTS = 10
 _SYSTEM = "featurestore"
@@ -80,6 +81,7 @@ class Registration:
         clock: Stamps what is done.
         tables: The offline side.
         online: The online side.
+        live: Deletes what the project keeps of its streams.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Registration:
         clock: Clock,
         tables: Tables,
         online: OnlineStore,
+        live: LiveDisposal | None = None,
     ) -> None:
         self._project = project
         self._registry = registry
@@ -99,7 +102,7 @@ class Registration:
         self._sources = sources
         self._clock = clock
         self._tables = tables
-        self._disposal = TableDisposal(project, registry, tables, online)
+        self._disposal = TableDisposal(project, registry, tables, online, live)
 
     def plan(self, declarations: Declarations) -> PlannedChange:
         """Return what `apply` would do; nothing is written.

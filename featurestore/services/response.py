@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from featurestore.dtypes import DType
 from featurestore.semantics.plain import Plain, unpack_bits, validity_of
 from featurestore.semantics.timeline import format_instant, to_datetime
+from featurestore.services.frames import to_polars
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,10 +44,13 @@ class Block(Protocol):
         statuses: One byte a row as in `semantics.packed`; empty for an on-demand view.
         events: Eight bytes a row, little-endian microseconds, 0 where NOT_FOUND; empty for an
             on-demand view.
+        applied: For a windowed view, by stream partition: eight bytes a row, little-endian, the
+            highest position that had been applied to its entity, -1 for none. Empty for all else.
     """
 
     statuses: bytes
     events: bytes
+    applied: Mapping[str, bytes]
 
     def plains(self, indexes: Sequence[int]) -> Sequence[Plain | None]:
         """Return columns as plain bytes (`semantics.plain`), None where that is not at hand."""
@@ -61,7 +65,7 @@ class Block(Protocol):
         ...
 
     def pylist(self, index: int) -> list[Any]:
-        """Return the column as Python values."""
+        """Return the column as Python values; a map is a dict."""
         ...
 
 
@@ -74,6 +78,7 @@ class ArrowBlock:
 
     statuses = b""
     events = b""
+    applied: Mapping[str, bytes] = {}
 
     def __init__(self, load: Callable[[], Sequence[pa.Array]]) -> None:
         self._load = load
@@ -96,7 +101,7 @@ class ArrowBlock:
 
     def pylist(self, index: int) -> list[Any]:
         """See `Block.pylist`."""
-        values: list[Any] = self._arrays[index].to_pylist()
+        values: list[Any] = self._arrays[index].to_pylist(maps_as_pydicts="strict")
         return values
 
 
@@ -208,6 +213,19 @@ class OnlineResponse:
         by_source = [self._events(block) for block in self.blocks]
         return {f.name: list(by_source[f.source]) for f in self.layout.features}
 
+    @cached_property
+    def applied(self) -> dict[str, dict[str, list[int | None]]]:
+        """{windowed view as it is called here: {stream partition: a position for each entity row}}.
+
+        The highest position of the stream that the values had been computed from, None where
+        nothing of the partition was. What the values were is computed again from these (law V2).
+        """
+        return {
+            source.alias: {name: self._positions(data) for name, data in block.applied.items()}
+            for source, block in zip(self.layout.sources, self.blocks, strict=True)
+            if block.applied
+        }
+
     def column(self, name: str) -> pa.Array:
         """Return one feature as an Arrow array.
 
@@ -218,7 +236,7 @@ class OnlineResponse:
         return self.blocks[feature.source].array(feature.index)
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Return {column: one Python value an entity row}, join keys first."""
+        """Return {column: one Python value an entity row}, join keys first; a map is a dict."""
         columns = {name: self.keys.pylist(i) for i, (name, _) in enumerate(self.layout.keys)}
         blocks = self.blocks
         for name, source, index in self.layout.places:
@@ -235,13 +253,11 @@ class OnlineResponse:
         return pa.table(columns)
 
     def to_polars(self) -> pl.DataFrame:
-        """Return a data frame with a row for each entity row, join keys first."""
-        import polars as pl
+        """Return a data frame with a row for each entity row, join keys first.
 
-        frame = pl.from_arrow(self.to_arrow())
-        if not isinstance(frame, pl.DataFrame):
-            raise TypeError(f"a table became {type(frame).__name__}")
-        return frame
+        A map is a list of structs of `key` and `value`.
+        """
+        return to_polars(self.to_arrow())
 
     def _statuses(self, feature: FeatureLayout) -> list[FeatureStatus]:
         block = self.blocks[feature.source]
@@ -252,6 +268,9 @@ class OnlineResponse:
             return [present if v else null for v in valid]
         seen = [_STATUSES[code - 1] for code in block.statuses]
         return [null if s is present and not v else s for s, v in zip(seen, valid, strict=True)]
+
+    def _positions(self, data: bytes) -> list[int | None]:
+        return [None if p < 0 else p for p in struct.unpack(f"<{self.rows}q", data)]
 
     def _events(self, block: Block) -> list[datetime | None]:
         if not block.statuses:

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from featurestore.compile import join_sql
+from featurestore.compile import join_sql, window_sql
 from featurestore.compile.join_sql import JoinSpec
 from featurestore.compile.plan import ViewPlan
 from featurestore.compile.request import Join, RequestPlan, slot
 from featurestore.compile.table_sql import literal, quote
 from featurestore.semantics.rows import payloads
-from featurestore.semantics.timeline import Interval
+from featurestore.semantics.timeline import MAX_INSTANT, MIN_INSTANT, Interval
+from featurestore.services import window_retrieval
 from featurestore.services.entity_needs import EntityRows, Loaded
+from featurestore.services.lossless import exact
 from featurestore.services.on_demand import OnDemandFunctions, run_steps
+from featurestore.services.window_retrieval import Budget
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,6 +69,8 @@ class Retrieval:
         timestamps: Whether the matched rows' timestamps are part of the result.
         memory_limit: Bytes that the session may use.
         functions: The functions of on-demand views.
+        applied: {alias of a windowed view: how far its stream is to be looked at, by entity
+            (`applied_sql.limits`)}; others are looked at whole.
     """
 
     plan: RequestPlan
@@ -75,15 +80,16 @@ class Retrieval:
     timestamps: bool
     memory_limit: int
     functions: OnDemandFunctions
+    applied: Mapping[str, pa.Table] = field(default_factory=dict)
 
     def outside(self, session: EngineSession, loaded: Loaded) -> dict[str, int]:
         """Return for each view how many entity rows fall outside what was materialized."""
-        views = {table.join.view.name: table.covered for table in self.tables}
+        views = {table.join.view.name: table for table in self.tables}
         if not loaded.rows or not views:
             return dict.fromkeys(views, 0)
         counts = []
-        for i, covered in enumerate(views.values()):
-            inside = [f"(instant >= {c.start} AND instant < {c.end})" for c in covered]
+        for i, table in enumerate(views.values()):
+            inside = [_inside(table.join.view, interval) for interval in table.covered]
             counts.append(f"count(*) FILTER (WHERE NOT ({' OR '.join(inside) or 'false'})) AS v{i}")
         row = session.fetch(f"SELECT {', '.join(counts)} FROM entity").to_pylist()[0]
         return dict(zip(views, row.values(), strict=True))
@@ -97,24 +103,30 @@ class Retrieval:
         self, number: int, table: JoinTable, columns: Sequence[str], loaded: Loaded
     ) -> JoinSpec:
         view = table.join.view
-        low = loaded.low - (view.ttl_us or 0)
+        reach = oldest_needed(view)
+        low = None if reach is None else loaded.low - reach
+        # A later version of an event may stand at any instant.
+        anywhere = bool(view.aggregates) and window_sql.is_corrected(view)
         files = [
             file
             for file in table.snapshot.files
-            if file.min_event <= loaded.high and (view.ttl_us is None or file.max_event >= low)
+            if anywhere
+            or (file.min_event <= loaded.high and (low is None or file.max_event >= low))
         ]
         return JoinSpec(
             number=number,
             join=table.join,
             keys=tuple(f"key_{columns.index(name)}" for name in table.join.key_columns),
             files=tuple(file.path for file in files) if loaded.rows else (),
+            rows=sum(file.rows for file in files),
             low=loaded.low,
             high=loaded.high,
             oldest=min((file.min_event for file in files), default=loaded.high),
             unique=table.snapshot.metadata.get("unique") == "true",
             # Without a declared column a row counts as created when it happened.
-            known=self.known and view.source.created_timestamp is not None,
+            known=self.known and view.source.tells_created,
             timestamps=self.timestamps,
+            applied=table.join.alias in self.applied,
         )
 
     def run(self, session: EngineSession, loaded: Loaded, batch_rows: int) -> Iterator[Batch]:
@@ -122,8 +134,14 @@ class Retrieval:
         specs = self.specs(loaded)
         widths = [row_width(session, spec, loaded.rows) for spec in specs]
         for spec, width in zip(specs, widths, strict=True):
-            if spec.files:
-                self._join(session, spec, ranges(loaded.rows, width, self.memory_limit))
+            parts = ranges(loaded.rows, width, self.memory_limit)
+            if spec.view.aggregates:
+                if spec.applied:
+                    session.register(spec.name("applied"), self.applied[spec.join.alias])
+                budget = Budget.of(spec, self.memory_limit)
+                window_retrieval.fill(session, spec, loaded.rows, parts, budget)
+            elif spec.files:
+                self._join(session, spec, parts)
         width = max(1, sum(widths))
         limited = max(1, min(batch_rows, _BATCH_BYTES // width))
         sql = join_sql.result(specs, self.entity.given)
@@ -166,13 +184,15 @@ class Retrieval:
         """Return the result's columns behind those of the entity rows, of their exact types."""
         import pyarrow as pa
 
+        from featurestore.semantics.nan import with_one_nan
+
         position = len(self.entity.given)
         slots: dict[str, pa.Array] = {}
         instants: dict[str, pa.Array] = {}
         for spec in specs:
             for column in spec.columns:
                 name = slot(spec.join.alias, column.name)
-                slots[name] = exact(batch.column(position), column.type.arrow)
+                slots[name] = with_one_nan(exact(batch.column(position), column.type.arrow))
                 position += 1
             for column_name in TIMESTAMPS if self.timestamps else ():
                 name = slot(spec.join.alias, column_name)
@@ -210,6 +230,24 @@ class Batch:
     features: Mapping[str, pa.Array]
 
 
+def oldest_needed(view: ViewPlan) -> int | None:
+    """Return how long before an instant rows of a view can matter for it; None without an end."""
+    return window_sql.reach(view.aggregates) if view.aggregates else view.ttl_us
+
+
+def _inside(view: ViewPlan, interval: Interval) -> str:
+    """Return the condition that what an entity row sees of a view was materialized."""
+    if not view.aggregates:
+        return f"(instant >= {interval.start} AND instant < {interval.end})"
+    reach = window_sql.reach(view.aggregates)
+    if interval.start <= MIN_INSTANT:
+        start = MIN_INSTANT
+    else:
+        start = MAX_INSTANT + 1 if reach is None else interval.start + reach
+    # An event at the instant itself is not seen.
+    return f"(instant >= {start} AND instant <= {interval.end})"
+
+
 def ranges(rows: int, width: int, memory_limit: int) -> list[tuple[int, int]]:
     """Return ranges `[first, last)` of entity rows whose features fit memory well.
 
@@ -225,7 +263,7 @@ def row_width(session: EngineSession, spec: JoinSpec, rows: int) -> int:
     """Return about how many bytes the features of a row take; texts and lists are sampled."""
     fixed = sum(column.type.width or 0 for column in spec.columns) + 16 * spec.timestamps
     varying = [column for column in spec.columns if column.type.width is None]
-    if not varying or not spec.files or rows < _SAMPLE_ROWS:
+    if not varying or not spec.files or spec.view.aggregates or rows < _SAMPLE_ROWS:
         return fixed + 16 * len(varying)
     lengths = [f"avg(strlen(CAST({quote(column.name)} AS VARCHAR)))" for column in varying]
     total = " + ".join(f"coalesce({length}, 0)" for length in lengths)
@@ -235,11 +273,6 @@ def row_width(session: EngineSession, spec: JoinSpec, rows: int) -> int:
         f"{literal(spec.files[-1])}, hive_partitioning = false) LIMIT {_SAMPLE_ROWS})"
     )
     return fixed + 16 * len(varying) + int(sample["n"][0].as_py())
-
-
-def exact(column: pa.Array, wanted: pa.DataType) -> pa.Array:
-    """Return a column in exactly an Arrow type that it already has but for names and zones."""
-    return column if column.type.equals(wanted, check_metadata=True) else column.cast(wanted)
 
 
 def _cut(batch: pa.RecordBatch, rows: int) -> Iterator[pa.RecordBatch]:

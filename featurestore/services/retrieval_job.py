@@ -11,11 +11,12 @@ import contextlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from featurestore.errors import FeatureStoreError, RequestError, StorageError
 from featurestore.services.entity_memory import MemoryRows
 from featurestore.services.explanation import explain
+from featurestore.services.frames import to_polars
 from featurestore.services.retrieval import Retrieval
 
 if TYPE_CHECKING:
@@ -37,12 +38,21 @@ class RetrievalJob:
         prepare: Checks the request against the definitions and tables as they are now.
         engine: Runs the join.
         fill: Materializes what is missing before the first run; None where nobody asked for it.
+        quiet: Whether nobody is to be warned of entity rows outside what has been materialized.
     """
 
-    def __init__(self, prepare: Callable[[], Retrieval], engine: Engine, fill: Fill | None) -> None:
+    def __init__(
+        self,
+        prepare: Callable[[], Retrieval],
+        engine: Engine,
+        fill: Fill | None,
+        *,
+        quiet: bool = False,
+    ) -> None:
         self._prepare = prepare
         self._engine = engine
         self._fill = fill
+        self._quiet = quiet
         self._retrieval = prepare()
         self._outside: dict[str, int] | None = None
 
@@ -102,8 +112,8 @@ class RetrievalJob:
 
         kept = self._retrieval.entity.kept
         if isinstance(kept, pl.DataFrame):
-            return kept.hstack(cast("pl.DataFrame", pl.from_arrow(self._features())))
-        return cast("pl.DataFrame", pl.from_arrow(self.to_arrow()))
+            return kept.hstack(to_polars(self._features()))
+        return to_polars(self.to_arrow())
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the result as a pandas frame; a frame that came in keeps its columns and index.
@@ -184,7 +194,8 @@ class RetrievalJob:
         with self._session() as (session, loaded):
             if self._outside is None:
                 self._outside = self._retrieval.outside(session, loaded)
-                _warn(self._outside, loaded.rows)
+                if not self._quiet:
+                    _warn(self._outside, loaded.rows)
             yield session, loaded
 
     @contextlib.contextmanager
@@ -207,7 +218,10 @@ def _warn(outside: Mapping[str, int], rows: int) -> None:
 
 
 def _to_pandas(table: pa.Table, given: int) -> pd.DataFrame:
-    """Return a frame; the first `given` columns change type only where they hold nulls."""
+    """Return a frame; the first `given` columns change type only where they hold nulls.
+
+    Maps of features become dicts, value by value: pandas would make floats of their integers.
+    """
     import pandas as pd
     import pyarrow as pa
 
@@ -224,6 +238,10 @@ def _to_pandas(table: pa.Table, given: int) -> pd.DataFrame:
     }
     series = {}
     for i, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
+        if i >= given and pa.types.is_map(column.type):
+            dicts = column.to_pylist(maps_as_pydicts="strict")
+            series[name] = pd.Series(dicts, dtype="object")
+            continue
         mapper = exact.get if i >= given or column.null_count else None
         series[name] = column.to_pandas(types_mapper=mapper)
     return pd.DataFrame(series)

@@ -11,6 +11,7 @@ its present table began and succeeded. The grace is one period of the schedule, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -89,6 +90,7 @@ class StatusReader:
         online: Holds their newest rows.
         clock: Tells now.
         misfire_grace_seconds: The longest grace before a view is late.
+        refused: Tells how many live events of a source are in quarantine.
     """
 
     def __init__(
@@ -100,12 +102,14 @@ class StatusReader:
         online: OnlineStore,
         clock: Clock,
         misfire_grace_seconds: float = 3600,
+        refused: Callable[[str], int] = lambda _: 0,
     ) -> None:
         self._project = project
         self._registry = registry
         self._tables = tables
         self._online = online
         self._clock = clock
+        self._refused = refused
         self._grace_us = int(misfire_grace_seconds * _SECOND_US)
 
     def views(self) -> list[ViewStatus]:
@@ -125,6 +129,7 @@ class StatusReader:
         notes: list[str] = []
         snapshot = self._snapshot(shown, notes)
         newest = _newest_event(snapshot, now) if snapshot else None
+        self._note_refused(view, notes)
         runs = [
             _as_known(run) for run in self._registry.runs(self._project, view.name, limit=_RUNS)
         ]
@@ -156,6 +161,19 @@ class StatusReader:
         except FeatureStoreError as error:
             notes.append(f"The table cannot be read: {error.what}")
             return None
+
+    def _note_refused(self, view: ViewPlan, notes: list[str]) -> None:
+        if view.source.stream is None:
+            return
+        name = view.source.name
+        try:
+            number = self._refused(name)
+        except FeatureStoreError as error:
+            notes.append(f"The quarantine of '{name}' cannot be read: {error.what}")
+        else:
+            if number:
+                events = "1 live event" if number == 1 else f"{number:,} live events"
+                notes.append(f"{events} of '{name}' in quarantine.")
 
     def _runs(self, view: ViewPlan) -> list[Run]:
         runs = self._registry.runs(self._project, view.name, limit=_RUNS)

@@ -7,7 +7,7 @@ to be done, and so builds it anew. Every step may be repeated.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from featurestore.compile.plan import table_id
@@ -17,7 +17,41 @@ if TYPE_CHECKING:
     from featurestore.compile.plan import ViewPlan
     from featurestore.ports.online import OnlineStore
     from featurestore.ports.registry import ProjectState, Registry, Version
+    from featurestore.ports.streams import EventStream
     from featurestore.ports.tables import Tables
+    from featurestore.services.stream_log import StreamLog
+
+
+class LiveDisposal:
+    """Deletes what a project keeps of its streams; the streams themselves are not its own.
+
+    Args:
+        logs: Holds the logs.
+        open_stream: Returns the stream of a URL.
+        group: Returns the consumer group of a source.
+    """
+
+    def __init__(
+        self,
+        logs: StreamLog,
+        open_stream: Callable[[str], EventStream],
+        group: Callable[[str], str],
+    ) -> None:
+        self._logs = logs
+        self._open_stream = open_stream
+        self._group = group
+
+    def delete(self, source: str, stream: str) -> tuple[str, ...]:
+        """Delete the log and the quarantine of a source, and its consumer group.
+
+        Whoever takes the definition up again begins at the start of the stream, so the group must
+        go first: with it, a new log would begin where the former one ended.
+
+        Raises:
+            StreamUnavailableError: The stream is gone; the log is still there.
+        """
+        self._open_stream(stream).forget(self._group(source))
+        return self._logs.drop(source)
 
 
 class TableDisposal:
@@ -28,11 +62,18 @@ class TableDisposal:
         registry: Holds the ledgers.
         tables: Holds the files.
         online: Holds the values.
+        live: Deletes what is kept of streams.
     """
 
     def __init__(
-        self, project: str, registry: Registry, tables: Tables, online: OnlineStore
+        self,
+        project: str,
+        registry: Registry,
+        tables: Tables,
+        online: OnlineStore,
+        live: LiveDisposal | None = None,
     ) -> None:
+        self._live = live
         self._project = project
         self._registry = registry
         self._tables = tables
@@ -51,7 +92,7 @@ class TableDisposal:
         return name
 
     def delete_all(self, state: ProjectState, versions: Iterable[Version]) -> tuple[str, ...]:
-        """Delete every table that the project ever had; return their ids.
+        """Delete every table and log that the project ever had; return the tables' ids.
 
         Args:
             state: The project's state.
@@ -60,5 +101,13 @@ class TableDisposal:
         plans = (*state.catalog.views.values(), *state.serving.values())
         known = {(plan.name, plan.table_fingerprint) for plan in plans}
         known |= {(table.view, table.table_fingerprint) for table in state.retired}
-        known |= {(v.name, json.loads(v.body)["table_fingerprint"]) for v in versions}
+        bodies = [(version.name, json.loads(version.body)) for version in versions]
+        known |= {(name, body["table_fingerprint"]) for name, body in bodies}
+        streams = {plan.source.name: plan.source.stream for plan in plans}
+        for _, body in bodies:
+            streams.setdefault(body["source"]["name"], body["source"].get("stream"))
+        if self._live is not None:
+            for name, stream in sorted(streams.items()):
+                if stream is not None:
+                    self._live.delete(name, stream)
         return tuple(self.delete(view, fingerprint) for view, fingerprint in sorted(known))

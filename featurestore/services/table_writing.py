@@ -7,11 +7,13 @@ what is new is computed again. Nothing is visible before the commit, nothing is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.compile import table_sql
+from featurestore.compile.live_sql import live_relation
 from featurestore.compile.source_sql import view_rows
 from featurestore.errors import ConflictError, DataError
 from featurestore.ports.tables import TableFile
@@ -32,9 +34,16 @@ _DAY_US = 86_400_000_000
 
 @dataclass
 class Work:
-    """One run of one view as it goes on."""
+    """One run of one view as it goes on.
+
+    Attributes:
+        view: What the table holds (`ViewPlan.log`).
+        applied: The view itself.
+        applied_live: {stream partition: (first, last position)} of events that are online already.
+    """
 
     view: ViewPlan
+    applied: ViewPlan
     table_id: str
     run: Run
     interval: Interval
@@ -49,6 +58,7 @@ class Work:
     rows_rejected: int = 0
     rows_tied: int = 0
     fresh: str = "staged"
+    applied_live: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class TableWriter:
@@ -72,13 +82,14 @@ class TableWriter:
     def stage(self, work: Work, session: EngineSession) -> None:
         """Read the source once, and count what belongs to no entity or no instant."""
         parts = []
-        for files, wanted in work.reads:
-            relation = (
-                work.listing.relation
-                if work.listing.opaque
-                else self._sources.relation(work.view.source, files)
-            )
-            parts.append((view_rows(work.view, relation, session.schema), wanted))
+        for read in work.reads:
+            live = read.after is not None
+            relation = self._relation(work, read)
+            if relation is not None:
+                rows = view_rows(work.view, relation, session.schema, live=live)
+                parts.append((rows, read.intervals))
+        if not parts:
+            return
         session.run(table_sql.stage(parts))
         reject = table_sql.rejected(work.view)
         counts = session.fetch(
@@ -97,6 +108,15 @@ class TableWriter:
                 allowed="as many numbers as declared, or null as a whole",
                 hint="Filter such rows by where=, or mend them by an expression.",
             )
+
+    def _relation(self, work: Work, read: intervals.Read) -> str | None:
+        listing = work.listing
+        if read.after is not None:
+            files = listing.live.unread(read.after) if listing.live else []
+            return live_relation(listing.relation, files, read.after) if files else None
+        if listing.opaque:
+            return listing.relation
+        return self._sources.relation(work.view.source, read.files)
 
     def commit(self, work: Work, session: EngineSession) -> None:
         """Add the rows that are new; when another run was first, look again at what is new."""
@@ -155,7 +175,7 @@ class TableWriter:
         """Return whether (key, event) stays unique; count rows that tie with other values."""
         rows = f"SELECT {', '.join(table_sql.columns(work.view))} FROM {work.fresh}"
         if existing is not None:
-            group = [*table_sql.keys(work.view), "event_timestamp"]
+            group = table_sql.identity(work.view)
             match = " AND ".join(f"o.{name} = f.{name}" for name in group)
             rows += (
                 f" UNION ALL SELECT o.* FROM ({existing}) AS o WHERE EXISTS"

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore import dtypes
-from featurestore.dtypes import DType
+from featurestore.dtypes import KEY_SCALARS, DType
 from featurestore.errors import RequestError
+from featurestore.semantics import maps
 from featurestore.semantics import plain as plains
 from featurestore.semantics.plain import Plain
 from featurestore.serving.v1 import serving_pb2 as pb
@@ -34,6 +35,7 @@ FIELDS = {
     "timestamp": "timestamps",
 }
 SCALARS: dict[str | None, str] = {field: scalar for scalar, field in FIELDS.items()}
+_TOLD_BY_VALUES = {"bools", "int32s", "int64s", "strings", "binaries"}
 _LOW_BITS = 127
 _WIDTHS = {scalar: DType(scalar).width or 0 for scalar in plains.CODES}
 
@@ -54,11 +56,14 @@ def write_arrow(column: pb.Column, array: pa.Array) -> None:
     """Fill a column's values and validity from an Arrow array of one of our types, or of nulls.
 
     Nulls without a type travel as bools, all null: a column of nulls is of any type. So do the
-    items of lists that have none.
+    items of lists and the values of maps that have none.
 
     Raises:
         RequestError: The array is of no type of ours.
     """
+    if pa.types.is_map(array.type):
+        _write_maps(column, array)
+        return
     if pa.types.is_null(array.type):
         array = array.cast(pa.bool_())
     elif pa.types.is_list(array.type) and pa.types.is_null(array.type.value_type):
@@ -99,6 +104,8 @@ def read_arrow(column: pb.Column) -> pa.Array:
         return plains.to_arrow(dtype, rows, (data[0], _checked_validity(column, rows)))
     if dtype.container == "list":
         return _read_lists(column, dtype)
+    if dtype.container == "map":
+        return _read_maps(column)
     values = list(getattr(column, FIELDS[dtype.scalar]).values)
     validity = _checked_validity(column, len(values))
     if validity is None:
@@ -126,7 +133,7 @@ def dtype_of(column: pb.Column) -> DType:
     """Return the type of a column's values.
 
     Raises:
-        RequestError: It has no values, or lists or vectors of something that is no value type.
+        RequestError: It has no values, or containers of something that is no value type.
     """
     field = column.WhichOneof("values")
     if field is None:
@@ -139,27 +146,32 @@ def dtype_of(column: pb.Column) -> DType:
         if item is None:
             raise _broken(column, "its lists have no items of a scalar type")
         return DType(item, "list")
+    if field == "maps":
+        return _map_type(column)
     item = SCALARS.get(column.vectors.WhichOneof("items") or "")
     if item is None or column.vectors.length == 0:
         raise _broken(column, "its vectors have no items or no length")
     return DType(item, "vector", column.vectors.length)
 
 
-def read_columns(columns: Iterable[pb.Column], what: str) -> dict[str, pa.Array]:
-    """Return columns by name.
+def read_columns(columns: Iterable[pb.Column], what: str, few: int = 0) -> dict[str, Any]:
+    """Return columns by name, as Arrow arrays.
 
     Args:
         columns: The columns of a request.
         what: The request's field, for errors.
+        few: Columns of at most so many values come as lists of Python values where that says as
+            much: one key is looked up faster so, and no thread waits for another in between.
 
     Raises:
         RequestError: One breaks the protocol, or two share a name.
     """
-    found: dict[str, pa.Array] = {}
+    found: dict[str, Any] = {}
     for column in columns:
         if column.name in found:
             raise RequestError(f"Two columns of '{what}' share a name.", got=column.name)
-        found[column.name] = read_arrow(column)
+        values = _few_values(column, few)
+        found[column.name] = read_arrow(column) if values is None else values
     return found
 
 
@@ -176,6 +188,15 @@ def framed(number: int, data: bytes) -> bytes:
 def head(number: int, size: int) -> bytes:
     """Return what stands before `size` bytes of a length-delimited field."""
     return bytes((number << 3 | 2,)) + _varint(size)
+
+
+def _few_values(column: pb.Column, most: int) -> list[Any] | None:
+    """Return a column as Python values if it is short, without nulls, and of a type they tell."""
+    field = column.WhichOneof("values")
+    if field not in _TOLD_BY_VALUES or column.validity:
+        return None
+    values = getattr(column, field).values
+    return list(values) if 0 < len(values) <= most else None
 
 
 def _merge(message: Any, data: bytes) -> None:
@@ -208,6 +229,44 @@ def _read_lists(column: pb.Column, dtype: DType) -> pa.Array:
     np.cumsum(lengths, out=offsets[1:])
     buffers = [None if validity is None else pa.py_buffer(validity), pa.py_buffer(offsets)]
     return pa.Array.from_buffers(dtype.arrow, len(lengths), buffers, children=[items])
+
+
+def _write_maps(column: pb.Column, array: pa.Array) -> None:
+    found = maps.entries_of(array)
+    key = dtypes.from_arrow(found.keys.type)
+    if key is None or str(key) not in KEY_SCALARS or pa.types.is_nested(found.values.type):
+        raise RequestError(f"A column of type {array.type} cannot be sent.")
+    column.validity = plains.validity_of(array) or b""
+    column.maps.SetInParent()
+    column.maps.MergeFromString(framed(1, found.lengths.astype("<u4").tobytes()))
+    write_arrow(column.maps.keys, found.keys)
+    write_arrow(column.maps.values, found.values)
+
+
+def _map_type(column: pb.Column) -> DType:
+    key = SCALARS.get(column.maps.keys.WhichOneof("values") or "")
+    value = SCALARS.get(column.maps.values.WhichOneof("values") or "")
+    if key not in KEY_SCALARS or value is None:
+        raise _broken(column, "its maps have no keys or values, or of types that none can have")
+    return DType(value, "map", key=key)
+
+
+def _read_maps(column: pb.Column) -> pa.Array:
+    """Return maps, the entries of each by key."""
+    lengths = np.array(column.maps.lengths, dtype=np.int64)
+    keys, values = read_arrow(column.maps.keys), read_arrow(column.maps.values)
+    total = int(lengths.sum())
+    if total != len(keys) or total != len(values) or keys.null_count:
+        raise _broken(
+            column, "its maps' lengths, keys and values differ in number, or a key is null"
+        )
+    rows = len(lengths)
+    validity = _checked_validity(column, rows)
+    present = np.ones(rows, bool) if validity is None else plains.unpack_bits(validity, rows)
+    made = maps.arranged(maps.to_arrow(maps.Entries(lengths, np.array(present), keys, values)))
+    if made is None:
+        raise _broken(column, "one of its maps has a key twice")
+    return made
 
 
 def _checked_validity(column: pb.Column, rows: int) -> bytes | None:

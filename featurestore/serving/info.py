@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from featurestore.compile.plan import Column
 from featurestore.ports.registry import ProjectState
+from featurestore.serving.security.access import Visible
 from featurestore.serving.v1 import serving_pb2 as pb
 
 
@@ -49,8 +50,13 @@ class ServingInfo:
     services: Mapping[str, str]
 
 
-def write_info(state: ProjectState) -> pb.GetServingInfoResponse:
-    """Return the message that tells what a state answers requests by."""
+def write_info(state: ProjectState, visible: Visible | None = None) -> pb.GetServingInfoResponse:
+    """Return the message that tells what a state answers requests by.
+
+    Args:
+        state: The state.
+        visible: What of it may be told; None is all.
+    """
     catalog = state.answering
     served = [
         pb.ServedView(
@@ -76,12 +82,26 @@ def write_info(state: ProjectState) -> pb.GetServingInfoResponse:
         project=catalog.project,
         revision=state.revision,
         server_version=importlib.metadata.version("featurestore"),
-        views=served,
+        views=served if visible is None else _shown(served, visible),
         services=[
             pb.ServedService(name=service.name, fingerprint=service.fingerprint)
             for service in catalog.services.values()
+            if visible is None or service.name in visible.services
         ],
     )
+
+
+def _shown(served: Iterable[pb.ServedView], visible: Visible) -> Iterable[pb.ServedView]:
+    """Yield what may be told of views: of some, only the features that a service has of them."""
+    for view in served:
+        if view.name not in visible.views:
+            continue
+        wanted = visible.views[view.name]
+        if wanted is not None:
+            kept = [feature for feature in view.features if feature.name in wanted]
+            del view.features[:]
+            view.features.extend(kept)
+        yield view
 
 
 def read_info(message: pb.GetServingInfoResponse) -> ServingInfo:

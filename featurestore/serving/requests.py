@@ -6,8 +6,8 @@ same things.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +28,7 @@ from featurestore.model.declarations import (
     FeatureView,
     OnDemandFeatureView,
 )
+from featurestore.semantics import maps
 from featurestore.services.columns import InputRows, to_arrow
 from featurestore.serving.conversion import read_columns, write_arrow
 from featurestore.serving.v1 import serving_pb2 as pb
@@ -37,17 +38,24 @@ _ANY = DType("string")
 _NAIVE = "instants without a time zone"
 # A row of an answer takes a status and an event timestamp at the least.
 _LEAST_ROW_BYTES = 9
+# Up to so many rows a lookup goes value by value (as `services.online` does).
+_FEW_ROWS = 8
 
 
 @dataclass(frozen=True)
 class ReadRequest:
-    """A request as the server understood it: the arguments of `get_online_features`."""
+    """A request as the server understood it: the arguments of `get_online_features`.
+
+    Attributes:
+        sent: The columns of the entity rows as they came, which the answer repeats.
+    """
 
     features: FeaturesArgument
     entity_rows: InputRows
     request: InputRows | None
     as_of: int | None
     full_feature_names: bool
+    sent: Mapping[str, pb.Column]
 
 
 def write_request(
@@ -110,7 +118,7 @@ def read_request(message: pb.GetOnlineFeaturesRequest, max_bytes: int) -> ReadRe
     Raises:
         RequestError: It breaks the protocol, or asks for more rows than an answer can hold.
     """
-    columns = read_columns(message.entity_rows, "entity_rows")
+    columns = read_columns(message.entity_rows, "entity_rows", few=_FEW_ROWS)
     lengths = {len(column) for column in columns.values()}
     if message.HasField("rows"):
         lengths.add(message.rows)
@@ -145,6 +153,7 @@ def read_request(message: pb.GetOnlineFeaturesRequest, max_bytes: int) -> ReadRe
         request=request,
         as_of=message.as_of if message.HasField("as_of") else None,
         full_feature_names=message.full_feature_names,
+        sent={column.name: column for column in message.entity_rows},
     )
 
 
@@ -157,16 +166,39 @@ def _sendable(values: Any) -> tuple[pa.Array | None, str]:
             return None, _NAIVE
         if moments and len(moments) < len(present):
             return None, "instants among other values"
+        if any(isinstance(value, Mapping) for value in present):
+            return _sendable_maps(maps.from_python(list(values)))
     array = to_arrow(values, _ANY)
     if array is None:
         kinds = sorted({type(value).__name__ for value in values})
         return None, f"values of {', '.join(kinds)}"
+    pairs = maps.entries(array)
+    return _sendable_array(array) if pairs is None else _sendable_maps(pairs)
+
+
+def _sendable_array(array: pa.Array) -> tuple[pa.Array | None, str]:
     if pa.types.is_timestamp(array.type) and array.type.tz is None:
         return None, _NAIVE
     items = array.type.value_type if pa.types.is_list(array.type) else array.type
     if pa.types.is_null(items) or dtypes.from_arrow(array.type) is not None:
         return array, ""
     return None, str(array.type)
+
+
+def _sendable_maps(found: maps.Entries | None) -> tuple[pa.Array | None, str]:
+    """The same for maps, from their entries; one without any entry is a map of anything."""
+    if found is None:
+        return None, "dicts among other values"
+    keys, reason = _sendable(found.keys)
+    values, other = _sendable(found.values)
+    if keys is None or values is None:
+        return None, reason or other
+    if pa.types.is_null(keys.type) and not len(keys):
+        keys = pa.array([], pa.string())
+    kind = dtypes.from_arrow(pa.map_(keys.type, pa.bool_()))
+    if kind is None or keys.null_count or pa.types.is_nested(values.type):
+        return None, f"maps of {values.type} by {keys.type}"
+    return maps.to_arrow(replace(found, keys=keys, values=values)), ""
 
 
 def _write_features(message: pb.GetOnlineFeaturesRequest, features: FeaturesArgument) -> None:

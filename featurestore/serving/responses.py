@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurestore.dtypes import DType, parse
@@ -42,11 +42,13 @@ def read_response(message: pb.GetOnlineFeaturesResponse) -> OnlineResponse:
         what = "The server's answer breaks the protocol."
         raise FeatureStoreError(what, got=str(error)) from error
     types = [feature.dtype for feature in layout.features]
-    blocks = [_WireBlock(columns, types, rows, *_seen(s, rows)) for s in message.sources]
+    blocks = [
+        _WireBlock(columns, types, rows, (*_seen(s, rows), _applied(s, rows)))
+        for s in message.sources
+    ]
     key_types = [dtype for _, dtype in layout.keys]
-    return OnlineResponse(
-        layout, rows, message.as_of, _WireBlock(keys, key_types, rows, b"", b""), blocks
-    )
+    echo = _WireBlock(keys, key_types, rows, (b"", b"", {}))
+    return OnlineResponse(layout, rows, message.as_of, echo, blocks)
 
 
 @functools.lru_cache(maxsize=64)
@@ -89,6 +91,21 @@ def _seen(source: pb.Source, rows: int) -> tuple[bytes, bytes]:
     return bytes(codes), struct.pack(f"<{len(codes)}q", *source.event_timestamps)
 
 
+def _applied(source: pb.Source, rows: int) -> dict[str, bytes]:
+    applied: dict[str, bytes] = {}
+    for item in source.applied:
+        positions = item.positions
+        if len(positions) != rows or item.partition in applied or min(positions, default=0) < -1:
+            raise FeatureStoreError(
+                f"The server's answer breaks the protocol in what it says was applied to"
+                f" '{source.view}'.",
+                got=f"{len(positions)} positions of the partition '{item.partition}'",
+                allowed=f"each partition once, {rows} positions of -1 or more",
+            )
+        applied[item.partition] = struct.pack(f"<{rows}q", *positions)
+    return applied
+
+
 class _WireBlock:
     """Columns of a message as a block of an answer."""
 
@@ -97,14 +114,12 @@ class _WireBlock:
         columns: Sequence[pb.Column],
         types: Sequence[DType],
         rows: int,
-        statuses: bytes,
-        events: bytes,
+        seen: tuple[bytes, bytes, Mapping[str, bytes]],
     ) -> None:
         self._columns = columns
         self._types = types
         self._rows = rows
-        self.statuses = statuses
-        self.events = events
+        self.statuses, self.events, self.applied = seen
 
     def plains(self, indexes: Sequence[int]) -> Sequence[Plain | None]:
         return [self._plain(index) for index in indexes]
@@ -134,7 +149,7 @@ class _WireBlock:
         plain = self._plain(index)
         if plain is not None:
             return plains.to_list(self._types[index], self._rows, plain)
-        values: list[Any] = self.array(index).to_pylist()
+        values: list[Any] = self.array(index).to_pylist(maps_as_pydicts="strict")
         return values
 
     def _broken(self, index: int) -> FeatureStoreError:

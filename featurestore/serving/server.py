@@ -1,55 +1,65 @@
-"""The gRPC server: lookups, what is served, health and reflection; it drains before it ends.
+"""The gRPC server: lookups, pushes, what is served, health, reflection; it drains before it ends.
 
 A request's deadline bounds the wait for the store, so that a store that is gone is told as such
 before the caller gives up. New definitions are noticed by a thread in the background; requests
-never wait for the registry. The server refuses to start without definitions to serve.
+never wait for the registry. The server refuses to start without definitions to serve. Who may call,
+and how much, is `security`'s matter.
 """
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import signal
 import threading
-import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from featurestore.errors import (
-    DeadlineExceededError,
-    FeatureStoreError,
-    RequestError,
-    SettingsError,
-)
+from featurestore.clock import Clock, SystemClock
+from featurestore.errors import FeatureStoreError, RequestError
 from featurestore.model.settings import ServingSettings
 from featurestore.services.online import OnlineReader
-from featurestore.serving.client import SERVICE
-from featurestore.serving.health import SERVICE_NAME as HEALTH_NAME
+from featurestore.serving.client import SERVICE, is_loopback
+from featurestore.serving.handling import Handling
 from featurestore.serving.health import Health
 from featurestore.serving.info import write_info
 from featurestore.serving.pool import DaemonPool
+from featurestore.serving.push import EventSink, PushMethod, push_code_of, write_receipt
+from featurestore.serving.receiving import Receiver
 from featurestore.serving.requests import read_request
-from featurestore.serving.status import code_of, metadata_of
+from featurestore.serving.security.calls import Call
+from featurestore.serving.security.guard import Guard
+from featurestore.serving.security.tls import ServerTls, certificate_files
+from featurestore.serving.shared_port import cannot_listen, split_address
+from featurestore.serving.standard import StandardServices
+from featurestore.serving.status import code_of
 from featurestore.serving.v1 import serving_pb2 as pb
 from featurestore.serving.writer import writer_of
 
 # The share of a caller's time that the store may take; the rest is for telling that it did not.
 _STORE_SHARE = 0.8
 _PING_SECONDS = 1.0
-_LONGEST_DETAILS = 1000
-_LAST_PORT = 65_535
+_ONLINE_STORE = "online store"
 
 
 class FeatureServer:
-    """Serves a project's online features.
+    """Serves a project's online features, and takes events for them.
 
     Args:
         reader: Answers the lookups.
         settings: The address and the limits; port 0 takes a free one.
-        credentials: For TLS, such as `grpc.ssl_server_credentials(...)`; plain text without them.
+        events: Takes pushed events; without it pushes are refused.
+        credentials: For TLS, instead of those of the settings.
+        share_port: Whether other processes listen on the address too, as `shared_port` has it.
+        folder: Where paths in the settings begin: the repository.
+        clock: Tells the time for expiries, limits and the audit.
+
+    Raises:
+        SettingsError: What the settings say of TLS, keys, tokens or the audit cannot be used.
     """
 
     def __init__(
@@ -57,25 +67,34 @@ class FeatureServer:
         reader: OnlineReader,
         settings: ServingSettings,
         *,
+        events: EventSink | None = None,
         credentials: grpc.ServerCredentials | None = None,
+        share_port: bool = False,
+        folder: Path = Path(),
+        clock: Clock | None = None,
     ) -> None:
+        clock = clock or SystemClock()
         self._reader = reader
         self._settings = settings
-        self._credentials = credentials
+        self._push = PushMethod(events)
         self._log = structlog.get_logger("featurestore.serving")
+        self._credentials = credentials or self._tls(folder)
+        self._guard = Guard(reader.project, settings, folder, clock)
         self._health = Health(SERVICE)
         self._troubles: dict[str, str] = {}
         self._stopping = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
-        self._pool = DaemonPool(settings.threads)
-        self._server = grpc.server(
-            self._pool,
-            options=(
-                ("grpc.max_receive_message_length", settings.max_message_bytes),
-                ("grpc.max_send_message_length", settings.max_message_bytes),
-                ("grpc.so_reuseport", 0),
-            ),
+        self._watchers = [
+            threading.Thread(target=self._watch, args=(look,), name=name, daemon=True)
+            for name, look in (("watch", self._look), ("keys", self._guard.refresh))
+        ]
+        waiting = max(1, settings.max_concurrent_requests - settings.threads)
+        self._pool = DaemonPool(settings.threads, waiting)
+        self._receiver = Receiver(self._pool, clock, settings.receive_seconds)
+        restricted = self._guard.access.restricted
+        self._standard = StandardServices(
+            self._health, () if restricted else (SERVICE,), clock, settings.receive_seconds
         )
+        self._server = grpc.server(self._pool, options=_options(settings, share_port=share_port))
         self.address = settings.address
 
     def start(self) -> str:
@@ -89,15 +108,22 @@ class FeatureServer:
         self._add_services()
         self.address = self._bind()
         self._look()
+        self._receiver.start()
         self._server.start()
-        self._watcher.start()
+        for watcher in self._watchers:
+            watcher.start()
         self._log.info(
             "serving",
             address=self.address,
             project=self._reader.project,
             revision=state.revision,
             views=len(state.serving),
+            tls=self._credentials is not None,
+            restricted=self._guard.access.restricted,
         )
+        plain = self._credentials is None and not is_loopback(self.address)
+        if plain and self._guard.access.restricted:
+            self._log.warning("keys and tokens come in plain text", hint="set serving.tls_*")
         return self.address
 
     def stop(self) -> None:
@@ -109,99 +135,110 @@ class FeatureServer:
         self._log.info("draining", address=self.address, seconds=self._settings.drain_seconds)
         self._server.stop(self._settings.drain_seconds).wait()
         self._pool.shutdown(wait=False)
-        if self._watcher.is_alive():
-            self._watcher.join()
+        self._standard.stop()
+        self._receiver.stop()
+        for watcher in self._watchers:
+            if watcher.is_alive():
+                watcher.join()
+        self._guard.close()
         self._log.info("stopped", address=self.address)
 
-    def run(self) -> None:
+    @property
+    def is_answering(self) -> bool:
+        """Whether lookups can be answered now, as far as is known."""
+        return _ONLINE_STORE not in self._troubles and not self._stopping.is_set()
+
+    def run(self, started: Callable[[], None] | None = None) -> None:
         """Serve until SIGTERM or SIGINT, then drain; to be called from the main thread.
+
+        Args:
+            started: Called once connections are taken.
 
         Raises:
             RegistryUnavailableError: The definitions cannot be read.
             SettingsError: The address cannot be listened on.
         """
-        asked = threading.Event()
+        # A queue, as an event that is set while its lock is held, in a handler, never gets it.
+        asked: queue.SimpleQueue[int] = queue.SimpleQueue()
         held = {
-            number: signal.signal(number, lambda *_: asked.set())
+            number: signal.signal(number, lambda number, _: asked.put(number))
             for number in (signal.SIGTERM, signal.SIGINT)
         }
         try:
             self.start()
+            if started is not None:
+                started()
             # Not for ever: once Polars is loaded, Ctrl-C does not end a wait without a limit.
-            while not asked.wait(0.5):
-                pass
+            waiting = True
+            while waiting:
+                with contextlib.suppress(queue.Empty):
+                    asked.get(timeout=0.5)
+                    waiting = False
             self.stop()
         finally:
             for number, handler in held.items():
                 signal.signal(number, handler)
 
+    def _tls(self, folder: Path) -> grpc.ServerCredentials | None:
+        files = certificate_files(self._settings, folder)
+        if files is None:
+            return None
+        tls = ServerTls(files, self._log)
+        self._log.info("certificate loaded", expires=tls.expires)
+        return tls.credentials()
+
     def _add_services(self) -> None:
-        methods = {
-            "GetOnlineFeatures": self._get_online_features,
-            "GetServingInfo": self._get_serving_info,
-        }
+        handling = Handling(self._guard, self._receiver, self._pool, self._log)
+        methods = (
+            ("GetOnlineFeatures", self._get_online_features, code_of),
+            ("Push", self._put_events, push_code_of),
+            ("GetServingInfo", self._get_serving_info, code_of),
+        )
+        # As streams, of which one message is taken: see `receiving`.
         handlers = {
-            name: grpc.unary_unary_rpc_method_handler(self._guarded(method))
-            for name, method in methods.items()
+            name: grpc.stream_unary_rpc_method_handler(handling.handler(name, method, code))
+            for name, method, code in methods
         }
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, handlers),)
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, HEALTH_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        self._standard.add_to(self._server)
 
     def _bind(self) -> str:
         address = self._settings.address
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > _LAST_PORT:
-            raise _cannot_listen(address)
+        host, _ = split_address(address)
         try:
             if self._credentials is None:
                 bound = self._server.add_insecure_port(address)
             else:
                 bound = self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
-            raise _cannot_listen(address) from error
+            raise cannot_listen(address) from error
         return f"{host}:{bound}"
 
-    def _guarded(
-        self, method: Callable[[bytes, float | None], bytes]
-    ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-        """Return a method as a handler: errors become statuses, late requests are not begun."""
-
-        def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
-            try:
-                return method(request, _time_left(context))
-            except FeatureStoreError as error:
-                context.set_trailing_metadata(metadata_of(error))
-                code, details = code_of(error), str(error)[:_LONGEST_DETAILS]
-            except Exception:  # noqa: BLE001  (whatever it is, the caller must not see our insides)
-                reference = uuid.uuid4().hex[:8]
-                self._log.exception("request failed", reference=reference)
-                code = grpc.StatusCode.INTERNAL
-                details = f"The server failed; its log has the reason as {reference}."
-            context.abort(code, details)
-            raise AssertionError(details)  # abort has raised already
-
-        return handle
-
-    def _get_online_features(self, request: bytes, left: float | None) -> bytes:
+    def _get_online_features(self, request: bytes, left: float | None, call: Call) -> bytes:
         try:
             message = pb.GetOnlineFeaturesRequest.FromString(request)
         except DecodeError as error:
             raise RequestError("The request is no GetOnlineFeaturesRequest.") from error
         limit = self._settings.max_message_bytes
         asked = read_request(message, limit)
-        answer = self._reader.get_online_features(
-            asked.features,
-            asked.entity_rows,
-            as_of=asked.as_of,
-            request=asked.request,
-            full_feature_names=asked.full_feature_names,
-            timeout=None if left is None else left * _STORE_SHARE,
+        guard = self._guard
+        guard.begin_read(call, asked.features, asked.entity_rows.rows, self._reader.state)
+        patience = None if left is None else left * _STORE_SHARE
+        answer = guard.breaker.run(
+            lambda: self._reader.get_online_features(
+                asked.features,
+                asked.entity_rows,
+                as_of=asked.as_of,
+                request=asked.request,
+                full_feature_names=asked.full_feature_names,
+                timeout=patience,
+            ),
+            patience,
         )
-        data = writer_of(answer.layout).write(answer)
+        guard.end_read(call, answer)
+        data = writer_of(answer.layout).write(answer, asked.sent)
         if len(data) > limit:
             raise RequestError(
                 "The answer is larger than the server sends.",
@@ -211,13 +248,29 @@ class FeatureServer:
             )
         return data
 
-    def _get_serving_info(self, request: bytes, left: float | None) -> bytes:  # noqa: ARG002
-        return write_info(self._reader.state.get()).SerializeToString()
+    def _put_events(self, request: bytes, left: float | None, call: Call) -> bytes:
+        del left  # the stream's own timeout bounds the wait
+        message = self._push.read(request)
+        self._guard.begin_push(call, message.source)
+        receipt = self._push.put(message)
+        call.facts["rows"] = receipt.accepted
+        data: bytes = write_receipt(receipt).SerializeToString()
+        return data
 
-    def _watch(self) -> None:
+    def _get_serving_info(self, request: bytes, left: float | None, call: Call) -> bytes:
+        del request, left
+        state = self._reader.state.get()
+        visible = self._guard.access.visible(call.principal, state)
+        data: bytes = write_info(state, visible).SerializeToString()
+        return data
+
+    def _watch(self, look: Callable[[], None]) -> None:
         # Twice in the time for which a state is used: no request finds it too old.
         while not self._stopping.wait(self._settings.refresh_seconds / 2):
-            self._look()
+            try:
+                look()
+            except Exception:  # noqa: BLE001  (the watch must go on)
+                self._log.exception("the watch failed")
 
     def _look(self) -> None:
         """Look for new definitions, and whether the store is there; tell what has changed."""
@@ -230,11 +283,8 @@ class FeatureServer:
                 troubles["registry"] = state.last_error.what
             self._reader.ping(timeout=_PING_SECONDS)
         except FeatureStoreError as error:
-            troubles["online store"] = error.what
-        except Exception:  # noqa: BLE001  (the watch must go on)
-            self._log.exception("the watch failed")
-            return
-        self._health.tell(serving="online store" not in troubles)
+            troubles[_ONLINE_STORE] = error.what
+        self._health.tell(serving=_ONLINE_STORE not in troubles)
         self._troubles = troubles
         for name in troubles.keys() - before.keys():
             self._log.warning("unavailable", part=name, error=troubles[name])
@@ -242,23 +292,12 @@ class FeatureServer:
             self._log.info("available again", part=name)
 
 
-def _cannot_listen(address: str) -> SettingsError:
-    return SettingsError(
-        f"The server cannot listen on {address}.",
-        where="serving.address",
-        got=address,
-        allowed="host:port; port 0 takes a free one",
-        hint="Is another server running there?",
+def _options(settings: ServingSettings, *, share_port: bool) -> tuple[tuple[str, int], ...]:
+    """Return how gRPC is to listen."""
+    return (
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        # What one connection sends beyond that waits at its own end.
+        ("grpc.max_concurrent_streams", 2 * settings.max_concurrent_requests),
+        ("grpc.so_reuseport", int(share_port)),
     )
-
-
-def _time_left(context: grpc.ServicerContext) -> float | None:
-    """Return the seconds until a request's deadline, None without one.
-
-    Raises:
-        DeadlineExceededError: It is over; nobody waits for the answer any more.
-    """
-    left: float | None = context.time_remaining()
-    if left is not None and left <= 0:
-        raise DeadlineExceededError("The request waited past its deadline.")
-    return left

@@ -7,6 +7,7 @@ the server did not raise on purpose is told by its status alone.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import grpc
@@ -15,6 +16,8 @@ from featurestore import errors
 from featurestore.errors import FeatureStoreError
 
 METADATA_KEY = "featurestore-error-bin"
+# Clients that try again by themselves go by this, as gRPC has it.
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _PARTS = ("what", "where", "got", "allowed", "hint")
 # Clients refuse more than 8 KiB of metadata in all, and binary metadata may travel as base64.
 _LONGEST_PART = 900
@@ -28,9 +31,13 @@ _CODES: tuple[tuple[type[FeatureStoreError], grpc.StatusCode], ...] = (
     (errors.DefinitionError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.DataError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.DeadlineExceededError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    (errors.AccessDeniedError, grpc.StatusCode.PERMISSION_DENIED),
     (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (errors.ConflictError, grpc.StatusCode.ABORTED),
 )
+_TOO_LARGE = "Send less at once, or raise the server's serving.max_message_bytes."
 _CLASSES = {
     name: cls
     for name, cls in vars(errors).items()
@@ -43,11 +50,15 @@ def code_of(error: FeatureStoreError) -> grpc.StatusCode:
     return next((code for cls, code in _CODES if isinstance(error, cls)), grpc.StatusCode.INTERNAL)
 
 
-def metadata_of(error: FeatureStoreError) -> tuple[tuple[str, bytes], ...]:
-    """Return the trailing metadata that carries an error."""
+def metadata_of(error: FeatureStoreError) -> tuple[tuple[str, str | bytes], ...]:
+    """Return the trailing metadata that carries an error, and when to try again."""
     known = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _CLASSES)
     parts = {part: _shortened(getattr(error, part)) for part in _PARTS}
-    return ((METADATA_KEY, json.dumps({"class": known, **parts}, ensure_ascii=False).encode()),)
+    told = json.dumps({"class": known, **parts}, ensure_ascii=False).encode()
+    retry = error.retry_seconds if isinstance(error, errors.UnavailableError) else None
+    if retry is None:
+        return ((METADATA_KEY, told),)
+    return (METADATA_KEY, told), (_PUSHBACK_KEY, str(math.ceil(retry * 1000)))
 
 
 def error_of(failure: Any, address: str) -> FeatureStoreError:
@@ -57,12 +68,24 @@ def error_of(failure: Any, address: str) -> FeatureStoreError:
         failure: The `grpc.RpcError` of a call.
         address: The server's address, for errors of the way there.
     """
-    for key, value in failure.trailing_metadata() or ():
-        if key == METADATA_KEY:
-            carried = _carried(value)
-            if carried is not None:
-                return carried
+    metadata = dict(failure.trailing_metadata() or ())
+    carried = _carried(metadata.get(METADATA_KEY))
+    if carried is not None:
+        retry = metadata.get(_PUSHBACK_KEY, "")
+        if isinstance(carried, errors.UnavailableError) and retry.isdecimal():
+            carried.retry_seconds = int(retry) / 1000
+        return carried
     return _by_status(failure.code(), failure.details() or "", address)
+
+
+def is_lost(failure: Any) -> bool:
+    """Whether a call failed on its way: no server of ours has said anything about it.
+
+    A server that is being stopped refuses the calls that it has not begun as cancelled.
+    """
+    if failure.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
+        return False
+    return METADATA_KEY not in dict(failure.trailing_metadata() or ())
 
 
 def _carried(value: Any) -> FeatureStoreError | None:
@@ -93,12 +116,15 @@ def _by_status(code: grpc.StatusCode, details: str, address: str) -> FeatureStor
             f"The server at {address} does not serve features.", where=address, got=details
         )
     if code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
-        return errors.AuthenticationError(
-            f"The feature server at {address} refused the call.", where=address, got=details
-        )
+        unknown = code is grpc.StatusCode.UNAUTHENTICATED
+        cls = errors.UnauthenticatedError if unknown else errors.AccessDeniedError
+        return cls(f"The feature server at {address} refused the call.", where=address, got=details)
     if code in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}:
         return errors.RequestError(
-            f"The feature server at {address} refused the request.", where=address, got=details
+            f"The feature server at {address} refused the request.",
+            where=address,
+            got=details,
+            hint=_TOO_LARGE if code is grpc.StatusCode.RESOURCE_EXHAUSTED else None,
         )
     return FeatureStoreError(
         f"The feature server at {address} failed.", where=address, got=f"{code.name}: {details}"

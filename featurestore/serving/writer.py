@@ -8,12 +8,13 @@ between. The tests hold the result against the generated code.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from featurestore.dtypes import DType
 from featurestore.semantics.plain import Plain
-from featurestore.services.response import FeatureLayout, Layout, OnlineResponse
+from featurestore.services.response import Block, FeatureLayout, Layout, OnlineResponse
 from featurestore.serving.conversion import FIELDS, framed, head, write_arrow
 from featurestore.serving.v1 import serving_pb2 as pb
 
@@ -26,6 +27,7 @@ def _numbers(message: type) -> dict[str, int]:
 
 
 _RESPONSE, _SOURCE = _numbers(pb.GetOnlineFeaturesResponse), _numbers(pb.Source)
+_APPLIED = _numbers(pb.AppliedPartition)
 _COLUMN, _VECTORS = _numbers(pb.Column), _numbers(pb.VectorValues)
 
 
@@ -44,6 +46,22 @@ class _Heads:
     after_validity: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """All that answers with one number of rows have in common.
+
+    Attributes:
+        parts: Two a feature: what stands before its values where nothing is null, and a place for
+            the values.
+        heads: One a feature, None where values vary in width.
+        sources: Two a source: what stands before its statuses, and what before its instants.
+    """
+
+    parts: list[bytes]
+    heads: Sequence[_Heads | None]
+    sources: Sequence[tuple[bytes, bytes]]
+
+
 class ResponseWriter:
     """Writes answers of one layout.
 
@@ -53,12 +71,16 @@ class ResponseWriter:
 
     def __init__(self, layout: Layout) -> None:
         self._features = layout.features
-        self._key_names = [name for name, _ in layout.keys]
-        self._service = layout.service or ""
-        self._groups = [
-            [(i, f.index) for i, f in enumerate(layout.features) if f.source == source]
-            for source in range(len(layout.sources))
+        self._keys = [
+            (name, None if dtype.container else FIELDS[dtype.scalar]) for name, dtype in layout.keys
         ]
+        self._service = layout.service or ""
+        groups: list[list[tuple[int, int]]] = [[] for _ in layout.sources]
+        for place, feature in enumerate(layout.features):
+            groups[feature.source].append((place, feature.index))
+        # For each source: where the values of its features stand in a frame's parts, and what they
+        # are called by in its block.
+        self._groups = [([2 * p + 1 for p, _ in g], [i for _, i in g]) for g in groups]
         self._origins = pb.GetOnlineFeaturesResponse(
             feature_sources=[feature.source for feature in layout.features]
         ).SerializeToString()
@@ -66,51 +88,72 @@ class ResponseWriter:
             pb.Source(view=s.view, alias=s.alias, fingerprint=s.fingerprint).SerializeToString()
             for s in layout.sources
         ]
-        self._heads: dict[int, Sequence[_Heads | None]] = {}
+        self._frames: dict[int, _Frame] = {}
 
-    def write(self, response: OnlineResponse) -> bytes:
-        """Return the bytes of an answer."""
+    def write(
+        self, response: OnlineResponse, sent: Mapping[str, pb.Column] = MappingProxyType({})
+    ) -> bytes:
+        """Return the bytes of an answer.
+
+        Args:
+            response: The answer.
+            sent: Columns of the request, which are repeated as they came where they hold the keys
+                as these were declared.
+        """
         rows = response.rows
-        message = pb.GetOnlineFeaturesResponse(
+        frame = self._frames.get(rows) or self._frame(rows)
+        start = pb.GetOnlineFeaturesResponse(
             rows=rows, as_of=response.as_of_us, service=self._service
         )
-        for index, name in enumerate(self._key_names):
-            write_arrow(message.entity_keys.add(name=name), response.keys.array(index))
-        parts: list[bytes] = [message.SerializeToString()]
-        columns = self._columns(response)
-        for feature, heads, plain in zip(self._features, self._of(rows), columns, strict=True):
-            if plain is None or heads is None:
-                parts.append(_column(feature, response))
-            elif plain[1] is None:
-                parts += (heads.values, plain[0])
+        parts = frame.parts.copy()
+        ends: list[bytes] = []
+        for source, block in enumerate(response.blocks):
+            places, indexes = self._groups[source]
+            for at, plain in zip(places, block.plains(indexes), strict=True):
+                if plain is not None and plain[1] is None:
+                    parts[at] = plain[0]
+                else:
+                    parts[at - 1 : at + 1] = self._column(at // 2, frame, plain, response)
+            if block.statuses and not block.applied:
+                before, between = frame.sources[source]
+                ends += (before, block.statuses, between, block.events)
             else:
-                parts += (heads.validity, plain[1], heads.after_validity, plain[0])
-        parts.append(self._origins)
-        for source, block in zip(self._sources, response.blocks, strict=True):
-            seen = (
-                framed(_SOURCE["statuses"], block.statuses)
-                + framed(_SOURCE["event_timestamps"], block.events)
-                if block.statuses
-                else b""
-            )
-            parts += (head(_RESPONSE["sources"], len(source) + len(seen)), source, seen)
-        return b"".join(parts)
+                ends.append(framed(_RESPONSE["sources"], self._sources[source] + _seen(block)))
+        keys = [self._key(i, response, sent) for i in range(len(self._keys))]
+        return b"".join((start.SerializeToString(), *keys, *parts, self._origins, *ends))
 
-    def _columns(self, response: OnlineResponse) -> list[Plain | None]:
-        columns: list[Plain | None] = [None] * len(self._features)
-        for block, group in zip(response.blocks, self._groups, strict=True):
-            plains = block.plains([index for _, index in group])
-            for (place, _), plain in zip(group, plains, strict=True):
-                columns[place] = plain
-        return columns
+    def _key(self, index: int, response: OnlineResponse, sent: Mapping[str, pb.Column]) -> bytes:
+        name, field = self._keys[index]
+        column = sent.get(name)
+        if column is None or column.validity or column.WhichOneof("values") != field:
+            column = pb.Column(name=name)
+            write_arrow(column, response.keys.array(index))
+        else:
+            column.DiscardUnknownFields()
+        return framed(_RESPONSE["entity_keys"], column.SerializeToString())
 
-    def _of(self, rows: int) -> Sequence[_Heads | None]:
-        heads = self._heads.get(rows)
-        if heads is None:
-            if len(self._heads) >= _REMEMBERED:
-                self._heads.clear()
-            heads = self._heads[rows] = [_heads(feature, rows) for feature in self._features]
-        return heads
+    def _column(
+        self, place: int, frame: _Frame, plain: Plain | None, response: OnlineResponse
+    ) -> tuple[bytes, bytes]:
+        """Return the two parts of a column that has nulls, or values of varying width."""
+        heads = frame.heads[place]
+        if plain is not None and plain[1] is not None and heads is not None:
+            return heads.validity + plain[1] + heads.after_validity, plain[0]
+        feature = self._features[place]
+        column = pb.Column(name=feature.name)
+        write_arrow(column, response.blocks[feature.source].array(feature.index))
+        return framed(_RESPONSE["features"], column.SerializeToString()), b""
+
+    def _frame(self, rows: int) -> _Frame:
+        if len(self._frames) >= _REMEMBERED:
+            self._frames.clear()
+        heads = [_heads(feature, rows) for feature in self._features]
+        parts: list[bytes] = []
+        for each in heads:
+            parts += (b"" if each is None else each.values, b"")
+        sources = [_around_statuses(source, rows) for source in self._sources]
+        frame = self._frames[rows] = _Frame(parts, heads, sources)
+        return frame
 
 
 @functools.lru_cache(maxsize=256)
@@ -147,7 +190,21 @@ def _before_values(dtype: DType, size: int) -> bytes:
     return head(_COLUMN["vectors"], len(length) + len(items) + size) + length + items
 
 
-def _column(feature: FeatureLayout, response: OnlineResponse) -> bytes:
-    column = pb.Column(name=feature.name)
-    write_arrow(column, response.blocks[feature.source].array(feature.index))
-    return framed(_RESPONSE["features"], column.SerializeToString())
+def _around_statuses(source: bytes, rows: int) -> tuple[bytes, bytes]:
+    """Return what stands before the statuses of a source, and between them and its instants."""
+    statuses = head(_SOURCE["statuses"], rows)
+    events = head(_SOURCE["event_timestamps"], 8 * rows)
+    size = len(source) + len(statuses) + rows + len(events) + 8 * rows
+    return head(_RESPONSE["sources"], size) + source + statuses, events
+
+
+def _seen(block: Block) -> bytes:
+    """Return the fields of a source that tell of its rows; of an on-demand view there are none."""
+    seen = b""
+    if block.statuses or block.applied:
+        seen = framed(_SOURCE["statuses"], block.statuses)
+        seen += framed(_SOURCE["event_timestamps"], block.events)
+    for partition, positions in block.applied.items():
+        name = framed(_APPLIED["partition"], partition.encode())
+        seen += framed(_SOURCE["applied"], name + framed(_APPLIED["positions"], positions))
+    return seen

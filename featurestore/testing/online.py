@@ -3,7 +3,8 @@
 Subclass `OnlineStoreSuite` under a name that pytest collects, and give it a fixture `store` and the
 two methods that look behind the store, so that two equal mistakes in reading and writing cannot
 cancel. What is newer is told by the order of a list written by hand, not by the code under test.
-Every test keeps to namespaces of its own, so stores may be shared. `online_machine` goes further.
+Every test keeps to namespaces of its own, so stores may be shared. `online_states` is the other
+half of what a store has to pass; `online_machine` goes further.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _SALT_BYTES = 4
 _NOON = 1_700_000_000_000_000
 _MANY = 12_345
 _JOIN_SECONDS = 60.0
-_GLOB = (
+GLOB = (
     b"****",
     b"????",
     b"[a-c",
@@ -35,7 +36,8 @@ _GLOB = (
     b"\0\0\0\0",
     b"\xff\xff\xff\xff",
 )
-_PLAIN = (b"aaaa", b"aaab", b"baaa", b"abca", b"\0\0\0\x01", b"\xff\xff\xff\xfe")
+PLAIN = (b"aaaa", b"aaab", b"baaa", b"abca", b"\0\0\0\x01", b"\xff\xff\xff\xfe")
+"""Halves of namespaces: what patterns are made of, and what such patterns would match."""
 _LONG = (470, 479, 495, 502, 503, 504, 511, 512, 600, 5_000)
 
 
@@ -75,14 +77,23 @@ def fresh_namespace() -> bytes:
     return os.urandom(8)
 
 
-class OnlineStoreSuite(ABC):
-    """What every online store does. Tests take the fixture `store`, an `OnlineStore`.
+class Namespaces:
+    """Gives each test namespaces of its own.
 
     Attributes:
         used: The namespaces of a test, for who shares a store and cleans up.
     """
 
     used: Sequence[bytes] = ()
+
+    def namespace(self) -> bytes:
+        """Return 8 bytes that nobody else uses."""
+        self.used = [*self.used, fresh_namespace()]
+        return self.used[-1]
+
+
+class OnlineStoreSuite(Namespaces, ABC):
+    """What every online store does. Tests take the fixture `store`, an `OnlineStore`."""
 
     @abstractmethod
     def raw_items(self, store: OnlineStore) -> Mapping[bytes, bytes]:
@@ -91,11 +102,6 @@ class OnlineStoreSuite(ABC):
     @abstractmethod
     def raw_put(self, store: OnlineStore, items: Mapping[bytes, bytes]) -> None:
         """Store values without the store's own code."""
-
-    def namespace(self) -> bytes:
-        """Return 8 bytes that nobody else uses."""
-        self.used = [*self.used, fresh_namespace()]
-        return self.used[-1]
 
     def behind(self, store: OnlineStore, namespace: bytes) -> dict[bytes, bytes]:
         """Return what is stored under a namespace, read without the store's own code."""
@@ -252,7 +258,7 @@ class OnlineStoreSuite(ABC):
     def test_deleting_a_namespace_touches_nothing_else(self, store: OnlineStore) -> None:
         """Law M7, with namespaces that are patterns of, neighbours of and inside one another."""
         salt = os.urandom(_SALT_BYTES)
-        spaces = [salt + tail for tail in _GLOB + _PLAIN] + [head + salt for head in _GLOB + _PLAIN]
+        spaces = [salt + tail for tail in GLOB + PLAIN] + [head + salt for head in GLOB + PLAIN]
         self.used = spaces
         items = {
             space + tail: packed(i)
@@ -323,7 +329,7 @@ class OnlineStoreSuite(ABC):
                 assert all(new >= old for new, old in zip(found, seen, strict=True))
                 seen = found
 
-        _run_all([*(lambda seed=seed: write(seed) for seed in range(writers)), look], errors)
+        run_together([*(lambda seed=seed: write(seed) for seed in range(writers)), look], errors)
         assert errors == []
         assert set(self.behind(store, space).values()) == {rows[-1]}
         assert len(keys) <= sum(wins) <= len(keys) * versions
@@ -334,7 +340,9 @@ class OnlineStoreSuite(ABC):
         store.ping(timeout=10)
 
 
-def _run_all(jobs: Iterable[Callable[[], None]], errors: list[BaseException]) -> None:
+def run_together(jobs: Iterable[Callable[[], None]], errors: list[BaseException]) -> None:
+    """Run each job in a thread of its own, and add what they raise to `errors`."""
+
     def run(job: Callable[[], None]) -> None:
         try:
             job()

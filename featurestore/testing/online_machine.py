@@ -30,7 +30,7 @@ _batches = st.lists(st.tuples(_names, _rows), max_size=12)
 _hints = st.sampled_from([None, 0, 1, 4_102_444_800_000_000])
 
 
-class _Model:
+class Model:
     """What an online store is, in a dict."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class OnlineStoreMachine(RuleBasedStateMachine):
         salt = os.urandom(4)
         self.spaces = [salt + b"[a]*", salt + b"[a]+", b"\\" + salt + b"a-*", salt + b"\0\0\0\0"]
         self.store = self.factory()
-        self.model = _Model()
+        self.model = Model()
 
     def key(self, name: _Name) -> bytes:
         """Return the key of a name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from featurestore.compile.plan import (
+    AggregatePlan,
     Catalog,
     Column,
     EntityPlan,
@@ -24,6 +25,36 @@ LAST_INSTANT_US = 253_402_300_799_999_999
 FIRST_INSTANT_US = -62_135_596_800_000_000
 TEXT = "größe ≤ 5 · 温度 🌡 \"quoted\" 'single' \\ %s :p \n\t end\x00"
 
+_SOURCE = SourcePlan(
+    name="weather",
+    kind="query",
+    path="data/wetter größe.parquet",
+    query="select ':x' as a",
+    event_timestamp="time_hour",
+    created_timestamp="recorded_at",
+    timezone="America/New_York",
+    field_mapping={"tmp": "temp"},
+    event_id="id",
+    version="revision",
+    deleted="gone",
+    stream="redis://localhost:6379/0/weather",
+)
+_AGGREGATE = AggregatePlan(
+    function="approx_quantile",
+    input=1,
+    by=2,
+    size=2**62,
+    hop=300_000_000,
+    head_hop=60_000_000,
+    offset=-1,
+    k=3,
+    limit=5,
+    element_wise=True,
+    quantile=0.1,
+    relative_error=1e-3,
+    default=0.1 + 0.2,
+)
+
 
 def view_plan(name: str = "weather", fingerprint: str = "00112233aabbccdd") -> ViewPlan:
     """Return a view with every field set to something else than its default."""
@@ -36,16 +67,9 @@ def view_plan(name: str = "weather", fingerprint: str = "00112233aabbccdd") -> V
             FeaturePlan(name="temp", dtype="float64", description=TEXT),
             FeaturePlan(name="wind", dtype="float32", expression="wind_speed * 1.6"),
         ),
-        source=SourcePlan(
-            name="weather",
-            kind="query",
-            path="data/wetter größe.parquet",
-            query="select ':x' as a",
-            event_timestamp="time_hour",
-            created_timestamp="recorded_at",
-            timezone="America/New_York",
-            field_mapping={"tmp": "temp"},
-        ),
+        source=_SOURCE,
+        aggregates=(_AGGREGATE,),
+        inputs=(FeaturePlan(name="_input_0", dtype="float64", expression=TEXT, description=TEXT),),
         where="temp > -10",
         ttl_us=2**62,
         online=False,

@@ -55,23 +55,32 @@ def instants() -> st.SearchStrategy[int]:
 
 
 def dtypes() -> st.SearchStrategy[DType]:
-    """Every value type: scalars, lists and vectors."""
+    """Every value type: scalars, lists, vectors and maps."""
     scalars = st.sampled_from(SCALARS).map(parse)
     lists = st.sampled_from(SCALARS).map(lambda name: parse(f"list<{name}>"))
     vectors = st.sampled_from(["vector<float32, 3>", "vector<float64, 2>"]).map(parse)
-    return st.one_of(scalars, scalars, lists, vectors)
+    maps = st.tuples(st.sampled_from(KEY_SCALARS), st.sampled_from(SCALARS)).map(
+        lambda names: parse(f"map<{', '.join(names)}>")
+    )
+    return st.one_of(scalars, scalars, lists, vectors, maps)
 
 
 def values(dtype: DType) -> st.SearchStrategy[Any]:
-    """Values of a type, null among them; instants are aware datetimes."""
-    items = st.sampled_from(_VALUES[dtype.scalar])
-    if dtype.scalar == "timestamp":
-        items = items.map(to_datetime)
+    """Values of a type, null among them; instants are aware datetimes, maps are dicts."""
+    items = _scalars(dtype.scalar)
     if dtype.container == "vector":
         return st.none() | st.lists(items, min_size=dtype.length, max_size=dtype.length)
     if dtype.container == "list":
         return st.none() | st.lists(st.none() | items, max_size=3)
+    if dtype.container == "map":
+        keys = _scalars(dtype.key)
+        return st.none() | st.dictionaries(keys, st.none() | items, max_size=3)
     return st.none() | items
+
+
+def _scalars(scalar: str) -> st.SearchStrategy[Any]:
+    items = st.sampled_from(_VALUES[scalar])
+    return items.map(to_datetime) if scalar == "timestamp" else items
 
 
 def key_values(dtype: DType) -> st.SearchStrategy[Any]:

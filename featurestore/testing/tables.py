@@ -36,6 +36,7 @@ def table_schema() -> pa.Schema:
             ("x", pa.float32()),
             ("tags", pa.list_(pa.string())),
             ("vector", pa.list_(pa.float32(), 2)),
+            ("shares", pa.map_(pa.string(), pa.float64())),
             ("event_period", pa.string()),
         ]
     )
@@ -54,6 +55,7 @@ def write_file(tables: Tables, table_id: str, name: str, keys: list[int]) -> Tab
         "x": [float(key) for key in keys],
         "tags": [["a"]] * len(keys),
         "vector": [[1.0, 2.0]] * len(keys),
+        "shares": [[("a", 1.0), ("b", None)]] * len(keys),
     }
     schema = table_schema()
     plain = pa.schema([field for field in schema if field.name != "event_period"])

@@ -18,8 +18,8 @@ _TEST = re.compile(r"`((?:tests|featurestore/testing)/[\w/]+\.py)::(\w+(?:::\w+)
 _LAW = re.compile(r"^\*\*([A-Z]\d+)\.?\*\*", re.MULTILINE)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 SEMANTICS = ROOT / "docs" / "semantics.md"
-_COUNTS = {"T": (1, 2, 3, 4, 5), "K": (1, 2), "J": (1, 2, 3, 4, 5), "M": (1, 2, 3, 4, 6, 7)}
-_COUNTS |= {"O": (1, 2, 3, 4, 5), "V": (1, 2)}
+_COUNTS = {"T": (1, 2, 3, 4, 5), "K": (1, 2), "J": (1, 2, 3, 4, 5), "W": (1, 2, 3, 4, 5, 6)}
+_COUNTS |= {"M": (1, 2, 3, 4, 6, 7), "O": (1, 2, 3, 4, 5), "V": (1, 2, 3)}
 HOLDING = [f"{letter}{number}" for letter, numbers in _COUNTS.items() for number in numbers]
 
 

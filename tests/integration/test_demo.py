@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
-from demo import parity
+from demo import live, parity
 from demo.__main__ import main
+from demo.story import Story
 from featurestore.testing.valkey import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +32,16 @@ def test_the_first_days_of_the_year(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert re.search(r"11,687 values compared, 0 different", told)
     assert re.search(r"knowledge='known' looks\s+further back", told)
     assert not _is_alive(int(re.search(r"Server (\d+) answers", told)[1]))
+
+
+def test_live_flights_are_served_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(live, "_PUSHES", 1)
+    told = io.StringIO()
+    assert live.go_live(Story(Console(file=told, width=200)), tmp_path / "live")
+    text = told.getvalue()
+    assert re.search(r"23,400 values compared at 6 instants, 0 different", text)
+    assert re.search(r"\n +[\d,]+ values compared, 0 different\.", text)
+    assert not _is_alive(int(re.search(r"Server (\d+) answers", text)[1]))
 
 
 def test_nothing_compared_is_not_equal(tmp_path: Path):

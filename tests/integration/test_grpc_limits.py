@@ -23,6 +23,7 @@ from featurestore.errors import (
 )
 from featurestore.model.settings import ServingSettings
 from featurestore.serving.client import OnlineClient
+from featurestore.serving.handling import Handling
 from featurestore.serving.pool import DaemonPool
 from featurestore.serving.server import FeatureServer
 from featurestore.testing.valkey import wait_until
@@ -102,6 +103,9 @@ def test_a_request_whose_time_is_over_is_not_begun(start):
         def time_remaining(self):
             return -0.001
 
+        def invocation_metadata(self):
+            return ()
+
         def set_trailing_metadata(self, metadata):
             self.metadata = metadata
 
@@ -109,9 +113,11 @@ def test_a_request_whose_time_is_over_is_not_begun(start):
             raise LookupError(code, details)
 
     begun = []
-    handle = start()._guarded(lambda request, left: begun.append((request, left)))
+    server = start()
+    handling = Handling(server._guard, server._receiver, server._pool, server._log)
+    handle = handling.handler("Look", lambda *given: begun.append(given))
     with pytest.raises(LookupError) as caught:
-        handle(b"", Context())
+        handle(iter([b""]), Context())
     assert caught.value.args[0] is grpc.StatusCode.DEADLINE_EXCEEDED
     assert begun == []
 

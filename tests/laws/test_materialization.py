@@ -18,7 +18,7 @@ from featurestore import FeatureStore
 from featurestore.clock import FixedClock
 from featurestore.compile.plan import ViewPlan, table_id
 from featurestore.errors import DataError, FeatureNotFoundError, RequestError, SourceCorruptError
-from featurestore.ports.engine import SourceFile, SourceListing
+from featurestore.ports.engine import LiveFile, LiveRows, SourceFile, SourceListing
 from featurestore.ports.registry import LedgerEntry
 from featurestore.semantics.timeline import Interval, difference, to_instant, union
 from featurestore.services import intervals
@@ -289,7 +289,7 @@ def test_m6_an_incremental_run_reads_exactly_what_is_missing(
     reads = intervals.reads_of_new(SourceListing(files, ""), entries, snapshots, end)
     read = {
         (name, i)
-        for names, wanted in reads
+        for names, wanted, _ in reads
         for name in names
         for w in wanted
         for i in range(max(0, w.start), w.end)
@@ -298,7 +298,39 @@ def test_m6_an_incremental_run_reads_exactly_what_is_missing(
     # What was read from this very version of the file need not be read again, but an interval that
     # was read later from another listing may be: never less than what is missing.
     assert missing <= read
-    assert all(union(wanted) == difference(wanted, []) for _, wanted in reads)
+    assert all(union(wanted) == difference(wanted, []) for _, wanted, _ in reads)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("pq"), st.integers(0, 12)), max_size=12),
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 4)), max_size=6),
+    st.integers(0, 14),
+)
+@settings(deadline=None, max_examples=200)
+def test_m6_an_incremental_run_reads_exactly_what_is_new_in_a_streams_log(
+    log: list[tuple[str, int]], runs: list[tuple[int, int, int]], end: int
+) -> None:
+    """Rows are (partition, event instant), their places in the list their positions."""
+    entries: tuple[LedgerEntry, ...] = ()
+    seen: set[int] = set()
+    for grown, start, length in sorted(runs):
+        logged = {name: place for place, (name, _) in enumerate(log[:grown])}
+        entries = intervals.record(entries, Interval(start, start + length), "", logged)
+        seen |= {n for n, (_, at) in enumerate(log[:grown]) if start <= at < start + length}
+    positions = {name: place for place, (name, _) in enumerate(log)}
+    files = tuple(LiveFile(str(n), n) for n in range(len(log)))
+    listing = SourceListing((), "", opaque=True, live=LiveRows(files, positions))
+    reads = [r for r in intervals.reads_of_new(listing, entries, {}, end) if r.after is not None]
+    found = [
+        int(file)
+        for read in reads
+        for file in listing.live.unread(read.after)
+        for name, at in [log[int(file)]]
+        if any(w.start <= at < w.end for w in read.intervals)
+        and int(file) > read.after.get(name, -1)
+    ]
+    assert len(found) == len(set(found))
+    assert set(found) == {n for n, (_, at) in enumerate(log) if at < end} - seen
 
 
 # Tables --------------------------------------------------------------------------------------

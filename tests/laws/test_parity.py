@@ -41,6 +41,8 @@ _TYPES = [
     *("bool", "int32", "int64", "float32", "float64", "string", "bytes", "date", "timestamp"),
     *("list<int64>", "list<string>", "list<float64>", "list<timestamp>", "list<bool>"),
     *("vector<float32, 3>", "vector<float64, 2>"),
+    *("map<string, float64>", "map<int64, string>", "map<timestamp, bool>", "map<bytes, float32>"),
+    *("map<date, timestamp>", "map<bool, int32>", "map<int32, bytes>"),
 ]
 _FLOATS = [0.0, -0.0, 1.5, -2.5e300, float("inf"), float("nan"), 5e-324]
 _SINGLES = [0.0, -0.0, 1.5, -(2.0**100), float("inf"), float("nan"), 2.0**-149]
@@ -74,6 +76,11 @@ def _value(chance: random.Random, name: str) -> Any:
     if dtype.container == "list":
         items = [_scalar(chance, dtype.scalar) for _ in range(chance.randrange(4))]
         return [None if chance.random() < 0.2 else item for item in items]
+    if dtype.container == "map":
+        keys = dict.fromkeys(_scalar(chance, dtype.key) for _ in range(chance.randrange(5)))
+        return {
+            key: None if chance.random() < 0.2 else _scalar(chance, dtype.scalar) for key in keys
+        }
     return _scalar(chance, dtype.scalar)
 
 
@@ -147,6 +154,11 @@ class _World:
 
 
 def _bits(world: _World, values: list[Any] | tuple[Any, ...]) -> bytes:
+    for value, dtype in zip(values, world.types, strict=True):
+        if dtype.container == "map" and isinstance(value, list):
+            # Arrow's pairs: their order too is the same everywhere.
+            keys = [key for key, _ in value]
+            assert keys == sorted(keys)
     return canonical(values, world.types)
 
 

@@ -19,14 +19,14 @@ from featurestore.errors import (
     SourceSchemaError,
     UnknownReferenceError,
 )
+from featurestore.model.columns import Field
 from featurestore.model.declarations import (
     Entity,
     FeatureService,
     FeatureView,
-    Field,
-    RequestSource,
     on_demand_feature_view,
 )
+from featurestore.model.sources import RequestSource
 from tests.unit.world import DRIVER, NOON, World, source, stats
 
 FLOAT = [Field(name="made", dtype="float64")]

@@ -23,6 +23,8 @@ LATER = {
     "UnavailableError",
     "RegistryUnavailableError",
     "OnlineStoreUnavailableError",
+    "StreamUnavailableError",
+    "OverloadedError",
     "DeadlineExceededError",
 }
 

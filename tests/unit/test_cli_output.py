@@ -35,6 +35,11 @@ def printed(output, mode, capsys):
         (True, True),
         (None, None),
         ({1: (2, frozenset([3]))}, {"1": [2, [3]]}),
+        ({True: 1, date(2013, 1, 31): 2}, {"true": 1, "2013-01-31": 2}),
+        (
+            {b"\x00\xff": None, datetime(2013, 1, 31, tzinfo=UTC): float("nan")},
+            {"AP8=": None, "2013-01-31T00:00:00Z": "NaN"},
+        ),
         ([b"a", [float("nan")]], ["YQ==", ["NaN"]]),
     ],
 )

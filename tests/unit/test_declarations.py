@@ -10,16 +10,15 @@ from pydantic import ValidationError
 
 from featurestore.errors import DefinitionError
 from featurestore.model.base import Declaration
+from featurestore.model.columns import Field
 from featurestore.model.declarations import (
     Entity,
     FeatureSelection,
     FeatureService,
     FeatureView,
-    Field,
-    FileSource,
-    RequestSource,
     on_demand_feature_view,
 )
+from featurestore.model.sources import FileSource, RequestSource
 from tests.unit.world import DRIVER, source, stats
 
 

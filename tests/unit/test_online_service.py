@@ -21,13 +21,8 @@ from featurestore.errors import (
     NotMaterializedError,
     RequestError,
 )
-from featurestore.model.declarations import (
-    Entity,
-    FeatureSelection,
-    FeatureService,
-    FeatureView,
-    FileSource,
-)
+from featurestore.model.declarations import Entity, FeatureSelection, FeatureService, FeatureView
+from featurestore.model.sources import FileSource
 from featurestore.semantics.keys import encode_key, namespace
 from tests.served import (
     HOUR_US,

@@ -22,7 +22,8 @@ from featurestore.errors import (
     NotMaterializedError,
     OnlineStoreUnavailableError,
 )
-from featurestore.model.declarations import FeatureService, Field, on_demand_feature_view
+from featurestore.model.columns import Field
+from featurestore.model.declarations import FeatureService, on_demand_feature_view
 from featurestore.ports.registry import LedgerEntry
 from featurestore.ports.tables import TableFile
 from featurestore.semantics.keys import namespace

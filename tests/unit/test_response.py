@@ -55,8 +55,14 @@ FULL = {
     "many_timestamps": [datetime(9999, 12, 31, tzinfo=UTC), None],
     "embedding": [1.0, -2.0, 3.5],
     "wide": [0.1, 0.2],
+    "by_string": {"": 0.5, "Z": None, "a": float("inf"), "é": 1.0, "日": -0.0},
+    "by_day": {date(1, 1, 1): None, date(1969, 12, 31): -(2**63), date(1970, 1, 2): 7},
+    "by_number": {-(2**63): b"", -1: None, 0: b"\x00", 300: b"x"},
+    "by_bytes": {b"": None, b"\x00": datetime(1960, 1, 1, tzinfo=UTC), b"\xff": None},
+    "by_bool": {False: "", True: None},
 }
-EMPTY_LISTS = {name: [] if t.startswith("list") else None for name, t in EVERY_TYPE.items()}
+EMPTY_VALUES = {"list": [], "map": {}}
+EMPTY_LISTS = {name: EMPTY_VALUES.get(t.partition("<")[0]) for name, t in EVERY_TYPE.items()}
 NOTHING = dict.fromkeys(EVERY_TYPE)
 
 
@@ -112,9 +118,10 @@ def test_plain_columns_survive_arrow_and_back(rows):
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_every_bit_of_a_float_survives(rows):
+    """All but those of a NaN: there is one."""
     schema = RowSchema(("f", "d"), (parse("float32"), parse("float64")), LEAD)
-    bits32 = np.array([0x7FA00001, 0x80000000][:rows], dtype=np.uint32)
-    bits64 = np.array([0x7FF4000000000001, 0x8000000000000000][:rows], dtype=np.uint64)
+    bits32 = np.array([0x00000001, 0x80000000][:rows], dtype=np.uint32)
+    bits64 = np.array([0x0000000000000001, 0x8000000000000000][:rows], dtype=np.uint64)
     columns = [pa.array(bits32.view(np.float32)), pa.array(bits64.view(np.float64))]
     zeros = np.zeros(rows, dtype=np.int64)
     block = PackedReader("v", schema).heads(pack(schema, zeros, zeros, columns)).at(0, None)
@@ -235,12 +242,23 @@ def test_dict_arrow_and_polars_agree(rows):
     assert list(columns) == table.column_names == frame.columns == ["k", *EVERY_TYPE, "made"]
     assert columns["k"] == list(range(rows))
     assert table.num_rows == rows
-    assert table.to_pydict() == columns
+    assert table.to_pydict(maps_as_pydicts="strict") == columns
     assert isinstance(frame, pl.DataFrame)
     assert frame["a_timestamp"].to_list() == columns["a_timestamp"]
     assert frame.schema["embedding"] == pl.Array(pl.Float32, 3)
+    assert frame.schema["by_day"] == pl.List(pl.Struct({"key": pl.Date, "value": pl.Int64}))
     if rows:
         assert columns["a_timestamp"][0].utcoffset() == timedelta(0)
+        pairs = [{"key": key, "value": value} for key, value in columns["by_day"][0].items()]
+        assert frame["by_day"].to_list()[0] == pairs
         assert answer.column("a_int64").to_pylist() == columns["a_int64"]
     with pytest.raises(KeyError):
         answer.column("nothing")
+
+
+def test_what_had_been_applied_is_told_by_view_and_partition():
+    answer = response(2)
+    assert answer.applied == {}
+    answer = response(3)
+    answer.blocks[0].applied = {"clicks/0": struct.pack("<3q", 5, -1, 2**53), "clicks/1": bytes(24)}
+    assert answer.applied == {"v": {"clicks/0": [5, None, 2**53], "clicks/1": [0, 0, 0]}}

@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 import grpc
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from featurestore.errors import (
     RequestError,
 )
 from featurestore.model.declarations import FeatureSelection, FeatureService
+from featurestore.semantics import maps
 from featurestore.services.columns import InputRows
 from featurestore.serving import status
 from featurestore.serving.conversion import read_arrow, read_columns, write_arrow
@@ -54,6 +56,8 @@ def values_of(dtype: str):
     if kind.container == "vector":
         size = kind.length
         return st.lists(SCALARS[kind.scalar], min_size=size, max_size=size)
+    if kind.container == "map":
+        return st.dictionaries(SCALARS[kind.key], st.none() | SCALARS[kind.scalar], max_size=3)
     return SCALARS[kind.scalar]
 
 
@@ -75,6 +79,8 @@ def sent(column: pa.Array) -> pa.Array:
 def test_columns_there_and_back(case):
     dtype, values, start = case
     column = array(values, dtype)[start:]
+    if pa.types.is_map(column.type):
+        column = maps.in_order(column, "x")
     found = sent(column)
     found.validate(full=True)
     assert found.type == column.type
@@ -93,6 +99,8 @@ def test_the_bits_of_floats_go_through():
 def test_nulls_without_a_type_travel_as_nulls():
     assert sent(pa.nulls(3)).null_count == 3
     assert sent(pa.array([[], None])).to_pylist() == [[], None]
+    empty = pa.array([[("a", None)], None, []], pa.map_(pa.string(), pa.null()))
+    assert sent(empty).to_pylist() == [[("a", None)], None, []]
 
 
 def test_fields_of_a_later_protocol_do_not_shift_the_numbers():
@@ -105,6 +113,10 @@ def test_unpacked_and_split_numbers_are_read():
     one, two = struct.pack("<Bd", 0x09, 1.5), b"\x0a\x08" + struct.pack("<d", 2.5)
     values = pb.DoubleValues.FromString(one + two + two)
     assert read_arrow(pb.Column(doubles=values)).to_pylist() == [1.5, 2.5, 2.5]
+
+
+def entries(lengths, keys, values):
+    return pb.Column(name="x", maps=pb.MapValues(lengths=lengths, keys=keys, values=values))
 
 
 BROKEN = {
@@ -127,6 +139,27 @@ BROKEN = {
     "vectors without items": pb.Column(name="x", vectors=pb.VectorValues(length=1)),
     "vectors that are not full": pb.Column(
         name="x", vectors=pb.VectorValues(length=2, floats={"values": [1.0]})
+    ),
+    "maps without keys": pb.Column(name="x", maps=pb.MapValues(values={"int64s": {}})),
+    "maps without values": pb.Column(name="x", maps=pb.MapValues(keys={"int64s": {}})),
+    "maps by floats": entries([1], {"doubles": {"values": [1.0]}}, {"int64s": {"values": [1]}}),
+    "maps of vectors": entries(
+        [1], {"int64s": {"values": [1]}}, {"vectors": {"length": 1, "floats": {"values": [1.0]}}}
+    ),
+    "maps with few keys": entries([2], {"int64s": {"values": [1]}}, {"int64s": {"values": [1, 2]}}),
+    "maps with few values": entries([1], {"int64s": {"values": [1]}}, {"int64s": {}}),
+    "maps with too much": entries([0], {"int64s": {"values": [1]}}, {"int64s": {"values": [1]}}),
+    "endless maps": entries([2**32 - 1] * 2, {"int64s": {}}, {"int64s": {}}),
+    "a key twice": entries(
+        [3], {"int64s": {"values": [1, 2, 1]}}, {"int64s": {"values": [1, 2, 3]}}
+    ),
+    "a key that is null": entries(
+        [1], {"int64s": {"values": [0]}, "validity": b"\x00"}, {"int64s": {"values": [1]}}
+    ),
+    "short validity of maps": pb.Column(
+        name="x",
+        validity=b"\x01\x01",
+        maps=pb.MapValues(lengths=[0], keys={"int64s": {}}, values={"int64s": {}}),
     ),
     "endless vectors": pb.Column(
         name="x", vectors=pb.VectorValues(length=2**32 - 1, doubles={"values": [1.0]})
@@ -210,6 +243,30 @@ def test_rows_and_requests_and_the_rest():
     assert (plain.entity_rows.rows, plain.request, plain.as_of) == (3, None, None)
 
 
+def test_maps_are_sent_as_dicts_pairs_or_structs():
+    rows = {
+        "dicts": [{"b": 1, "a": None}, None],
+        "days": [{date(2024, 1, 1): NOW}, {}],
+        "empty": [{}, None],
+        "polars": pl.Series([[{"key": "a", "value": 1}], None]),
+        "arrow": pa.array([[("a", 1)], None], pa.map_(pa.large_string(), pa.int8())),
+        "pandas": pd.Series([{"a": 1.5}, None], dtype="object"),
+    }
+    found, left_out = asked("s", rows)
+    assert left_out == {}
+    columns = found.entity_rows.columns
+    assert {name: column.to_pylist() for name, column in columns.items()} == {
+        "dicts": [[("a", None), ("b", 1)], None],
+        "days": [[(date(2024, 1, 1), NOW)], []],
+        "empty": [[], None],
+        "polars": [[("a", 1)], None],
+        "arrow": [[("a", 1)], None],
+        "pandas": [[("a", 1.5)], None],
+    }
+    wanted = parse("map<int64, string>")
+    assert found.entity_rows.column("empty", wanted, "v", rounding=True).to_pylist() == [[], None]
+
+
 def test_columns_that_cannot_be_sent_are_left_out_and_explained():
     naive = datetime(2024, 1, 1)  # noqa: DTZ001  (that is the point)
     rows = {
@@ -221,7 +278,10 @@ def test_columns_that_cannot_be_sent_are_left_out_and_explained():
         "decimal": pa.array([1, 2], pa.decimal128(5, 2)),
         "arrow": pa.array([1, 2], pa.timestamp("us")),
         "pandas": pd.Series([naive, NOW], dtype="object"),
-        "dicts": [{}, {}],
+        "odd maps": [{"a": 1}, {"b": "x"}],
+        "halves": [{"a": 1}, 7],
+        "keys": [{1.5: 1}, {}],
+        "lists": [{"a": [1]}, {}],
     }
     found, left_out = asked("s", rows)
     assert list(found.entity_rows.columns) == ["ok"]
@@ -232,7 +292,7 @@ def test_columns_that_cannot_be_sent_are_left_out_and_explained():
 
     for name in ("naive", "half", "arrow", "pandas"):
         assert type(explained(name)) is NaiveTimestampError
-    for name in ("mixed", "days", "decimal", "dicts"):
+    for name in ("mixed", "days", "decimal", "odd maps", "halves", "keys", "lists"):
         error = explained(name)
         assert type(error) is RequestError
         assert name in error.what
@@ -313,6 +373,8 @@ def served():
         kind = parse(dtype)
         if kind.container == "list":
             return [None, full[kind.scalar]][: rng.integers(0, 3)]
+        if kind.container == "map":
+            return {full[kind.key]: [None, full[kind.scalar]][rng.integers(0, 2)]}
         if kind.container == "vector":
             return rng.random(kind.length).astype(kind.numpy).tolist()
         return full[kind.scalar]
@@ -352,6 +414,25 @@ def test_the_client_sees_the_answer_that_the_server_gave(served, keys):
     assert pb.GetOnlineFeaturesResponse.FromString(message.SerializeToString()) == message
 
 
+@pytest.mark.parametrize("keys", [[], [1], [1, 2, 9]])
+def test_what_had_been_applied_goes_through(served, keys):
+    answer = served.read(["every:a_int64", "world"], {"k": keys})
+    positions = [2**53, -1, 0][: len(keys)]
+    answer.blocks[0].applied = {
+        "größe/0": struct.pack(f"<{len(keys)}q", *positions),
+        "b": struct.pack(f"<{len(keys)}q", *[-1] * len(keys)),
+    }
+    raw = writer_of(answer.layout).write(answer)
+    message = pb.GetOnlineFeaturesResponse.FromString(raw)
+    assert [item.partition for item in message.sources[0].applied] == ["größe/0", "b"]
+    assert list(message.sources[0].applied[0].positions) == positions
+    found = read_response(message)
+    assert found.applied == answer.applied
+    assert found.applied["every"]["größe/0"] == [2**53, None, 0][: len(keys)]
+    assert found.applied.keys() == {"every"}
+    assert pb.GetOnlineFeaturesResponse.FromString(message.SerializeToString()) == message
+
+
 def test_answers_without_keys(served):
     answer = served.read(["world:rate"], [{}, {}])
     found = read_response(
@@ -367,7 +448,7 @@ def test_many_sizes_of_answers_do_not_pile_up(served):
         answer = served.read(["every:a_int64"], {"k": [1] * rows})
         writer = writer_of(answer.layout)
         writer.write(answer)
-    assert len(writer._heads) <= 64
+    assert len(writer._frames) <= 64
 
 
 def broken_answers():
@@ -377,6 +458,11 @@ def broken_answers():
     def answer(**changes):
         fields = {"rows": 1, "features": [column], "feature_sources": [0], "sources": [source]}
         return pb.GetOnlineFeaturesResponse(**{**fields, **changes})
+
+    def applied(*parts):
+        return answer(
+            sources=[pb.Source(view="v", statuses=[1], event_timestamps=[5], applied=parts)]
+        )
 
     return {
         "no origin": answer(feature_sources=[]),
@@ -390,6 +476,9 @@ def broken_answers():
         "few values": answer(
             rows=2, sources=[pb.Source(view="v", statuses=[1, 1], event_timestamps=[5, 5])]
         ),
+        "few applied": applied(pb.AppliedPartition(partition="p")),
+        "odd applied": applied(pb.AppliedPartition(partition="p", positions=[-2])),
+        "applied twice": applied(*[pb.AppliedPartition(partition="p", positions=[1])] * 2),
         "short validity": answer(
             features=[pb.Column(name="x", validity=b"\x01\x01", int64s={"values": [1]})]
         ),
@@ -498,7 +587,8 @@ def test_long_errors_fit_the_metadata():
         ("DEADLINE_EXCEEDED", errors.DeadlineExceededError),
         ("INVALID_ARGUMENT", RequestError),
         ("RESOURCE_EXHAUSTED", RequestError),
-        ("UNAUTHENTICATED", errors.AuthenticationError),
+        ("UNAUTHENTICATED", errors.UnauthenticatedError),
+        ("PERMISSION_DENIED", errors.AccessDeniedError),
         ("UNIMPLEMENTED", FeatureStoreError),
         ("INTERNAL", FeatureStoreError),
     ],

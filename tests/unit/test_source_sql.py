@@ -11,7 +11,8 @@ import pytest
 from featurestore.compile.source_sql import mapped_relation
 from featurestore.compile.table_sql import quote
 from featurestore.errors import DefinitionError, SourceSchemaError
-from featurestore.model.declarations import Entity, Field
+from featurestore.model.columns import Field
+from featurestore.model.declarations import Entity
 from tests.unit.world import DRIVER, INSTANT, NOON, World, source, stats
 
 

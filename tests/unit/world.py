@@ -18,7 +18,8 @@ from featurestore.compile.declared import Declarations
 from featurestore.compile.plan import Catalog, ViewPlan
 from featurestore.compile.source_sql import view_rows
 from featurestore.model.base import Declaration
-from featurestore.model.declarations import Entity, FeatureView, FileSource
+from featurestore.model.declarations import Entity, FeatureView
+from featurestore.model.sources import FileSource
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 INSTANT = pa.timestamp("us", tz="UTC")

@@ -12,17 +12,26 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
 
-from featurestore.adapters.lmdb.failures import busy, folder_error, replaced, translate
+from featurestore.adapters.lmdb.failures import (
+    ONLINE_STORE,
+    Subject,
+    busy,
+    folder_error,
+    replaced,
+    translate,
+)
 from featurestore.clock import Clock
 
 _MAX_READERS = 1024
 _POLL_SECONDS = 0.001
+# The named database that holds states. Its name stands among the keys of rows, which are longer.
+_STATES = b"states"
 
 _T = TypeVar("_T")
 
@@ -43,15 +52,18 @@ class Environment:
     Args:
         path: The folder.
         map_size: Bytes of address space to begin with.
+        subject: What the file holds.
     """
 
-    def __init__(self, path: Path, map_size: int) -> None:
+    def __init__(self, path: Path, map_size: int, subject: Subject) -> None:
         self.path = path
+        self.subject = subject
         self.users = 0
         self._map_size = map_size
         self._gate = threading.Lock()
         self._exclusive = threading.Lock()
         self._env: Any = None
+        self._states: Any = None
         self._file: tuple[int, int] | None = None
         self._lock_files: set[int] = set()
 
@@ -74,7 +86,7 @@ class Environment:
         with self._exclusive, self._gate:
             if self._env is not None:
                 self._env.close()
-                self._env = None
+                self._env = self._states = None
 
     def read(self, work: Callable[[Any], _T], timeout: float) -> _T:
         """Return what `work` makes of a read transaction.
@@ -97,15 +109,37 @@ class Environment:
                 with self._gate:
                     return self._transact(work, write=False)
         except lmdb.Error as error:
-            raise translate(error, self.path) from error.with_traceback(None)
+            raise translate(error, self.path, self.subject) from error.with_traceback(None)
 
-    def write(self, work: Callable[[Any], _T], timeout: float, clock: Clock) -> _T:
+    def states(self, txn: Any) -> Any:
+        """Return the database of states for `work` of `read` and `write`, None where there is none.
+
+        Args:
+            txn: The transaction that `work` was given.
+        """
+        if self._states is not None:
+            return self._states
+        try:
+            # Good for this transaction only: the driver ends each reader's as if it had failed.
+            return self._env.open_db(_STATES, txn=txn, create=False)
+        except lmdb.NotFoundError:
+            return None
+
+    def write(
+        self,
+        work: Callable[[Any], _T],
+        timeout: float,
+        clock: Clock,
+        *,
+        make_states: bool = False,
+    ) -> _T:
         """Return what `work` makes of a write transaction that was committed and is on disk.
 
         Args:
             work: Called again if the map had to grow.
             timeout: Seconds to wait for other writers.
             clock: Measures them.
+            make_states: Whether to make the database of states where there is none.
 
         Raises:
             OnlineStoreUnavailableError: Other writers did not end in time.
@@ -113,17 +147,18 @@ class Environment:
         """
         with self.write_lock(timeout, clock), self.exclusive(timeout):
             if self.replaced:
-                raise replaced(self.path)
+                raise replaced(self.path, self.subject)
             try:
                 # A reader that was killed would keep old pages from being used again.
                 self.handle().reader_check()
                 while True:
                     try:
+                        self._keep_states(create=make_states)
                         return self._transact(work, write=True)
                     except (lmdb.MapFullError, lmdb.MapResizedError) as error:
                         self._mend(error)
             except lmdb.Error as error:
-                raise translate(error, self.path) from error.with_traceback(None)
+                raise translate(error, self.path, self.subject) from error.with_traceback(None)
 
     @contextmanager
     def exclusive(self, timeout: float) -> Iterator[None]:
@@ -133,7 +168,7 @@ class Environment:
             OnlineStoreUnavailableError: They did not end within so many seconds.
         """
         if not self._exclusive.acquire(timeout=timeout):
-            raise busy(self.path, timeout)
+            raise busy(self.path, timeout, self.subject)
         try:
             yield
         finally:
@@ -166,7 +201,7 @@ class Environment:
     def disown(self) -> None:
         """Let go of what belongs to the parent process, in a forked child."""
         # Dropped, never closed: closing would free the parent's reader slot.
-        self._env = None
+        self._env = self._states = None
         # An open descriptor would keep a lock of the parent's, even when that is killed.
         for lock_file in self._lock_files:
             os.close(lock_file)
@@ -178,15 +213,26 @@ class Environment:
         try:
             # No spare transactions: a forked child would end the parent's when it drops them.
             env = lmdb.open(
-                str(self.path), map_size=self._map_size, max_readers=_MAX_READERS, max_spare_txns=0
+                str(self.path),
+                map_size=self._map_size,
+                max_readers=_MAX_READERS,
+                max_spare_txns=0,
+                max_dbs=1,
             )
             env.reader_check()
         except OSError as error:
-            raise folder_error(self.path, error) from error
+            raise folder_error(self.path, error, self.subject) from error
         except lmdb.Error as error:
-            raise translate(error, self.path) from error.with_traceback(None)
+            raise translate(error, self.path, self.subject) from error.with_traceback(None)
         self._env, self._file = env, _identity(self.path)
         return env
+
+    def _keep_states(self, *, create: bool) -> None:
+        """Open the database of states for good. Needs the locks of a writer."""
+        if self._states is None:
+            # Not amid a read: LMDB takes a handle from one transaction of a process at a time.
+            with self._gate, suppress(lmdb.NotFoundError):
+                self._states = self._opened().open_db(_STATES, create=create)
 
     def _transact(self, work: Callable[[Any], _T], *, write: bool) -> _T:
         # A function of its own, so that its frame is gone before the caller lets go of its locks.
@@ -207,7 +253,7 @@ class Environment:
         try:
             return os.open(self.path / "write.lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise folder_error(self.path, error) from error
+            raise folder_error(self.path, error, self.subject) from error
 
     def _wait_for(self, lock_file: int, timeout: float, clock: Clock) -> None:
         pause = threading.Event()
@@ -217,16 +263,21 @@ class Environment:
                 fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if clock.monotonic() > end:
-                    raise busy(self.path, timeout) from None
+                    raise busy(self.path, timeout, self.subject) from None
                 pause.wait(_POLL_SECONDS)
             except OSError as error:
-                raise folder_error(self.path, error) from error
+                raise folder_error(self.path, error, self.subject) from error
             else:
                 return
 
 
-def acquire(path: Path, map_size: int) -> Environment:
+def acquire(path: Path, map_size: int, subject: Subject = ONLINE_STORE) -> Environment:
     """Return the environment of a folder, opened; the folder is made when it is missing.
+
+    Args:
+        path: The folder.
+        map_size: Bytes of address space to begin with.
+        subject: What the file holds, for messages.
 
     Raises:
         StorageError: It cannot be made or written, or holds something else.
@@ -235,11 +286,11 @@ def acquire(path: Path, map_size: int) -> Environment:
         path.mkdir(parents=True, exist_ok=True)
         path = path.resolve(strict=True)
     except OSError as error:
-        raise folder_error(path, error) from error
+        raise folder_error(path, error, subject) from error
     with _sharing:
         environment = _shared.get(str(path))
         if environment is None or environment.replaced:
-            environment = Environment(path, map_size)
+            environment = Environment(path, map_size, subject)
             environment.handle()
             _live.append(environment)
             _shared[str(path)] = environment

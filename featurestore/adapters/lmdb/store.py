@@ -1,4 +1,4 @@
-"""The online store in an LMDB file: the newest packed row of each key (laws T2, O1, M7).
+"""The online store in an LMDB file: the newest packed row of each key, and states (T2, O1, M7).
 
 A batch is one transaction: after a crash at any byte it is there whole or not at all, and it is on
 disk before `write` returns. Readers wait for nobody and see the last committed state. Refuses
@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from featurestore.adapters.lmdb.environment import Environment, acquire, release
+from featurestore.adapters.lmdb.states import delete_some, read_states, states_after, write_states
 from featurestore.clock import Clock, SystemClock
 from featurestore.errors import OnlineStoreUnavailableError
-from featurestore.ports.online_laws import newest_per_key
+from featurestore.ports.online import StateChange, StateRead
+from featurestore.ports.online_laws import check_changes, newest_per_key
 from featurestore.semantics.rows import is_newer
 
 MAP_SIZE = 64 << 30
@@ -36,7 +38,7 @@ _T = TypeVar("_T")
 
 
 class LmdbOnlineStore:
-    """Keeps the newest packed row of each key in a folder.
+    """Keeps the newest packed row of each key, and states, in a folder.
 
     For use by any number of threads and processes, forked ones too. Several stores over one folder
     share what they open.
@@ -84,9 +86,7 @@ class LmdbOnlineStore:
         """
         if not keys:
             return []
-        if max(map(len, keys)) >= _MAX_KEY:
-            return self._reading(partial(_get_any, keys=keys))
-        return self._reading(partial(_get_short, keys=keys))
+        return self._reading(partial(_get_all, keys=keys))
 
     def write(
         self, keys: Sequence[bytes], values: Sequence[bytes], expires_us: Sequence[int] | None
@@ -110,28 +110,68 @@ class LmdbOnlineStore:
             for start in range(0, len(items), self._batch)
         )
 
+    def read_states(
+        self,
+        reads: Sequence[StateRead],
+        rows: Sequence[bytes] = (),
+        *,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> tuple[list[list[bytes | None]], list[bytes | None]]:
+        """Return the fields of each state and the value of each row, all as of one commit.
+
+        Args:
+            reads: Any number of states; a key may stand in it more than once.
+            rows: Keys of rows, as `read` takes them.
+            timeout: Not needed: a read waits for nobody.
+
+        Raises:
+            As `read`.
+        """
+        if not reads and not rows:
+            return [], []
+        return self._reading(partial(_read_both, self._environment, reads=reads, rows=rows))
+
+    def write_states(self, changes: Sequence[StateChange]) -> list[bool]:
+        """Make each change whose state is still as expected; return which were made.
+
+        All changes of a call are one transaction: after an error, or a crash, none is made.
+
+        Args:
+            changes: None of the same key. Their `expires_us` is ignored; nothing is collected here.
+
+        Raises:
+            RequestError: A change is none, see `check_changes`.
+            OnlineStoreUnavailableError: Another process kept the write lock for too long.
+            StorageError: The disk is full, or the file read-only or damaged.
+        """
+        check_changes(changes)
+        if not changes:
+            return []
+        work = partial(_write_states, self._environment, changes=changes)
+        return self._writing(work, make_states=True)
+
     def delete_namespace(self, namespace: bytes) -> int:
         """Delete every key that begins with these 8 bytes and no other; return how many.
 
         Raises:
-            As `write`; keys are deleted in several transactions.
+            As `write`; keys are deleted in several transactions, each key whole.
         """
+        rows, states = partial(_delete_some, namespace=namespace), self._environment
         deleted = 0
-        while True:
-            gone = self._writing(partial(_delete_some, namespace=namespace))
+        while gone := self._writing(rows):
             deleted += gone
-            if gone < _WALK_KEYS:
-                return deleted
+        while gone := self._writing(partial(_delete_states, states, namespace=namespace)):
+            deleted += gone
+        return deleted
 
     def count(self, namespace: bytes) -> int:
-        """Return how many keys begin with these 8 bytes; other readers get in between."""
-        total, last = 0, b""
-        while True:
-            found = self._reading(partial(_keys_after, namespace=namespace, last=last))
-            total += len(found)
-            if len(found) < _WALK_KEYS:
-                return total
-            last = found[-1]
+        """Return how many keys of rows and states begin with these 8 bytes.
+
+        Other readers get in between.
+        """
+        rows = partial(_keys_after, namespace=namespace)
+        states = partial(_states_after, self._environment, namespace=namespace)
+        return self._count(rows) + self._count(states)
 
     def ping(self, *, timeout: float | None = None) -> None:  # noqa: ARG002
         """Return when the file can be read."""
@@ -146,8 +186,18 @@ class LmdbOnlineStore:
     def _reading(self, work: Callable[[Any], _T]) -> _T:
         return self._open_environment().read(work, self._timeout)
 
-    def _writing(self, work: Callable[[Any], _T]) -> _T:
-        return self._open_environment().write(work, self._timeout, self._clock)
+    def _writing(self, work: Callable[[Any], _T], *, make_states: bool = False) -> _T:
+        environment = self._open_environment()
+        return environment.write(work, self._timeout, self._clock, make_states=make_states)
+
+    def _count(self, keys_after: Callable[..., list[bytes]]) -> int:
+        total, last = 0, None
+        while True:
+            found = self._reading(partial(keys_after, last=last))
+            total += len(found)
+            if len(found) < _WALK_KEYS:
+                return total
+            last = found[-1]
 
     def _open_environment(self) -> Environment:
         if self._closed:
@@ -166,12 +216,32 @@ def _stored_key(key: bytes) -> bytes:
     return key[: _MAX_KEY - _DIGEST_BYTES] + digest
 
 
-def _get_short(txn: Any, keys: Sequence[bytes]) -> list[bytes | None]:
+def _get_all(txn: Any, keys: Sequence[bytes]) -> list[bytes | None]:
+    if max(map(len, keys), default=0) >= _MAX_KEY:
+        return [_get(txn, key) for key in keys]
     return list(map(txn.get, keys))
 
 
-def _get_any(txn: Any, keys: Sequence[bytes]) -> list[bytes | None]:
-    return [_get(txn, key) for key in keys]
+def _read_both(
+    environment: Environment, txn: Any, reads: Sequence[StateRead], rows: Sequence[bytes]
+) -> tuple[list[list[bytes | None]], list[bytes | None]]:
+    return read_states(txn, environment.states(txn), reads), _get_all(txn, rows)
+
+
+def _write_states(environment: Environment, txn: Any, changes: Sequence[StateChange]) -> list[bool]:
+    return write_states(txn, environment.states(txn), changes)
+
+
+def _delete_states(environment: Environment, txn: Any, namespace: bytes) -> int:
+    states = environment.states(txn)
+    return 0 if states is None else delete_some(txn, states, namespace, _WALK_KEYS)
+
+
+def _states_after(
+    environment: Environment, txn: Any, namespace: bytes, last: bytes | None
+) -> list[bytes]:
+    states = environment.states(txn)
+    return [] if states is None else states_after(txn, states, namespace, last, _WALK_KEYS)
 
 
 def _get(txn: Any, key: bytes) -> bytes | None:
@@ -204,7 +274,7 @@ def _delete_some(txn: Any, namespace: bytes) -> int:
     return deleted
 
 
-def _keys_after(txn: Any, namespace: bytes, last: bytes) -> list[bytes]:
+def _keys_after(txn: Any, namespace: bytes, last: bytes | None) -> list[bytes]:
     with txn.cursor() as cursor:
         if not cursor.set_range(last or namespace):
             return []

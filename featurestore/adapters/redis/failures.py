@@ -11,7 +11,6 @@ from featurestore.adapters.redis.location import Location
 from featurestore.errors import (
     AuthenticationError,
     FeatureStoreError,
-    OnlineStoreUnavailableError,
     SettingsError,
     StorageError,
 )
@@ -36,10 +35,15 @@ _OF_A_CLUSTER = (redis_errors.AskError, redis_errors.ClusterCrossSlotError)
 _BUSY = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING", "BUSY", "NOREPLICAS", "MOVED", "ASK")
 # Scripts wrap the words of the commands inside them, so the words are looked for anywhere.
 _STORAGE = (
-    ("READONLY", "is a read-only replica", "Point [online] url at the primary server."),
-    ("read only replica", "is a read-only replica", "Point [online] url at the primary server."),
+    ("READONLY", "is a read-only replica", "Point {url} at the primary server."),
+    ("read only replica", "is a read-only replica", "Point {url} at the primary server."),
     ("OOM", "is out of memory", "Raise maxmemory, or delete what is no longer served."),
     ("maxmemory", "is out of memory", "Raise maxmemory, or delete what is no longer served."),
+    (
+        "WRONGTYPE",
+        "holds something else under a key of ours",
+        "Give the store a database of its own, or delete the key and write it again.",
+    ),
     ("MISCONF", "cannot write its own files", "Look into the server's log and its disk."),
 )
 
@@ -57,40 +61,43 @@ def is_read_only(error: BaseException) -> bool:
 
 def translate(error: BaseException, location: Location) -> FeatureStoreError:
     """Return our error for one of the driver's."""
-    text = location.scrub(_words(error))
+    text, subject = location.scrub(_words(error)), location.subject
     if not location.cluster and isinstance(error, _OF_A_CLUSTER):
         return SettingsError(
-            "The online store is part of a cluster.",
+            f"The {subject.name} is part of a cluster.",
             where=location.label,
             got=text,
-            hint="Begin [online] url with redis+cluster:// or rediss+cluster://.",
+            hint=subject.of_a_cluster,
         )
     if isinstance(error, _REFUSED) or any(words in text for words in _REFUSED_WORDS):
         return AuthenticationError(
-            "The online store refused the user.",
+            f"The {subject.name} refused the user.",
             where=location.label,
             got=text,
-            hint="Check [online] username, FEATURESTORE_ONLINE_PASSWORD and the user's permissions:"
+            hint=f"Check {subject.user} and the user's permissions:"
             " it reads, writes, scans and runs scripts.",
         )
     if isinstance(error, redis_errors.ResponseError) and not _is_busy(error, text):
         for words, what, hint in _STORAGE:
             if words in text:
                 return StorageError(
-                    f"The online store {what}.", where=location.label, got=text, hint=hint
+                    f"The {subject.name} {what}.",
+                    where=location.label,
+                    got=text,
+                    hint=hint.replace("{url}", subject.url),
                 )
         return StorageError(
-            "The online store answered with an error.",
+            f"The {subject.name} answered with an error.",
             where=location.label,
             got=text,
             hint="It takes Redis 7 or Valkey; look into the server's log.",
         )
-    return OnlineStoreUnavailableError(
-        "The online store cannot be reached.",
+    return subject.unavailable(
+        f"The {subject.name} cannot be reached.",
         where=location.label,
         got=text,
         hint="Check that the server runs and can be reached from here, then try again"
-        " ([online] timeout_seconds sets the longest wait).",
+        f" ({subject.timeout} sets the longest wait).",
     )
 
 

@@ -12,7 +12,13 @@ from urllib.parse import parse_qs, urlsplit
 
 from redis.connection import parse_url
 
-from featurestore.errors import SettingsError, listing, near_miss
+from featurestore.errors import (
+    OnlineStoreUnavailableError,
+    SettingsError,
+    UnavailableError,
+    listing,
+    near_miss,
+)
 
 _SCHEMES = {
     "redis": (False, False),
@@ -33,6 +39,37 @@ _DEFAULT_PORT = 6379
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What a Redis holds for us, as messages speak of it.
+
+    Attributes:
+        name: Such as "online store".
+        url: The setting that holds its URL.
+        user: The settings that hold user and password.
+        timeout: The setting that holds the longest wait.
+        of_a_cluster: What to do when the server turns out to be part of a cluster.
+        unavailable: The error to raise when it is gone.
+    """
+
+    name: str
+    url: str
+    user: str
+    timeout: str
+    of_a_cluster: str
+    unavailable: type[UnavailableError]
+
+
+ONLINE_STORE = Subject(
+    "online store",
+    "[online] url",
+    "[online] username, FEATURESTORE_ONLINE_PASSWORD",
+    "[online] timeout_seconds",
+    "Begin [online] url with redis+cluster:// or rediss+cluster://.",
+    OnlineStoreUnavailableError,
+)
+
+
+@dataclass(frozen=True)
 class Location:
     """Where a Redis is.
 
@@ -43,6 +80,7 @@ class Location:
         host: The server, or one of the cluster's.
         port: Its port.
         options: What connections get beside host and port; holds the password.
+        subject: What it holds for us.
     """
 
     label: str
@@ -51,6 +89,7 @@ class Location:
     host: str
     port: int
     options: dict[str, Any] = field(repr=False)
+    subject: Subject = ONLINE_STORE
 
     def scrub(self, text: str) -> str:
         """Return a message of the driver or the server without the password."""
@@ -58,13 +97,16 @@ class Location:
         return text.replace(password, "***") if password else text
 
 
-def parse_location(url: str, username: str | None, password: str | None) -> Location:
+def parse_location(
+    url: str, username: str | None, password: str | None, subject: Subject = ONLINE_STORE
+) -> Location:
     """Return where and what a URL names.
 
     Args:
         url: See `RedisOnlineStore.from_url`.
         username: Goes before one in the URL.
         password: Goes before one in the URL.
+        subject: What it holds for us.
 
     Raises:
         SettingsError: It is no URL of these kinds. No password is repeated.
@@ -72,8 +114,8 @@ def parse_location(url: str, username: str | None, password: str | None) -> Loca
     scheme, found, rest = url.partition("://")
     if not found or scheme not in _SCHEMES:
         raise SettingsError(
-            "The online store's URL is of no kind that Redis is reached by.",
-            where="[online] url",
+            f"The {subject.name}'s URL is of no kind that Redis is reached by.",
+            where=subject.url,
             got=f"{scheme}://..." if found else "a text without '://'",
             allowed=_ALLOWED,
         )
@@ -81,14 +123,14 @@ def parse_location(url: str, username: str | None, password: str | None) -> Loca
     plain = f"redis://{rest}"
     try:
         options: dict[str, Any] = parse_url(plain)  # type: ignore[no-untyped-call]
-        _check(plain, cluster=cluster, tls=tls)
+        _check(plain, subject, cluster=cluster, tls=tls)
     except ValueError as error:
         if isinstance(error, SettingsError):
             raise
         # The cause would show the text with its password.
         raise SettingsError(
-            "The online store's URL cannot be read.",
-            where="[online] url",
+            f"The {subject.name}'s URL cannot be read.",
+            where=subject.url,
             got=f"{scheme}://" + re.sub(r"^.*@", "***@", rest, flags=re.DOTALL),
             allowed=_ALLOWED,
             hint="Write special characters of user and password as %40 and the like.",
@@ -104,25 +146,25 @@ def parse_location(url: str, username: str | None, password: str | None) -> Loca
     shown = f"[{host}]" if ":" in host else host
     database = f"/{options['db']}" if options.get("db") else ""
     label = f"{scheme}://{user}{shown}:{port}{database}"
-    return Location(label, cluster, tls, host, port, options)
+    return Location(label, cluster, tls, host, port, options, subject)
 
 
-def _check(url: str, *, cluster: bool, tls: bool) -> None:
+def _check(url: str, subject: Subject, *, cluster: bool, tls: bool) -> None:
     parts = urlsplit(url)
     database = parts.path.strip("/")
     known = _TLS_OPTIONS if tls else set()
     unknown = sorted(parse_qs(parts.query, keep_blank_values=True).keys() - known)
     if unknown:
         raise SettingsError(
-            f"The online store's URL has an option '{unknown[0]}' that means nothing here.",
-            where="[online] url",
+            f"The {subject.name}'s URL has an option '{unknown[0]}' that means nothing here.",
+            where=subject.url,
             allowed=f"options {listing(_TLS_OPTIONS)} with rediss://",
             hint=near_miss(unknown[0], known),
         )
     if database and (not database.isdecimal() or (cluster and database != "0")):
         raise SettingsError(
-            "The path of the online store's URL is no database number.",
-            where="[online] url",
+            f"The path of the {subject.name}'s URL is no database number.",
+            where=subject.url,
             got=database,
             allowed="0, or nothing (a cluster has no other)" if cluster else "a number such as 0",
         )

@@ -9,7 +9,7 @@ one by one on a full tie.
 
 Returns how many keys changed. A value that comes again keeps the later expiry, so that a longer ttl
 reaches the rows that are there already. An instant that is past on the server's clock, or nearly,
-becomes one `_LEAST_MS` ahead: a value just written is never lost at once.
+becomes one `LEAST_MS` ahead: a value just written is never lost at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from featurestore.adapters.redis.connection import Command
 
-_LEAST_MS = 60_000
+LEAST_MS = 60_000
 
 NEWER_WINS = """
 local function newer(new, old)
@@ -74,9 +74,9 @@ for i = 1, n do
 end
 if p > 0 then redis.call('MSET', unpack(plain)) end
 return won
-""".replace("LEAST_MS", str(_LEAST_MS))
+""".replace("LEAST_MS", str(LEAST_MS))
 
-_DIGEST = hashlib.sha1(NEWER_WINS.encode(), usedforsecurity=False).hexdigest()
+DIGEST = hashlib.sha1(NEWER_WINS.encode(), usedforsecurity=False).hexdigest()
 
 LOAD: Command = ("SCRIPT", "LOAD", NEWER_WINS)
 
@@ -91,4 +91,9 @@ def newer_wins(
         values: Packed rows, one a key.
         expires_ms: Instants, one a key, 0 for never; or empty when nothing expires.
     """
-    return ("EVALSHA", _DIGEST, len(keys), *keys, *values, *expires_ms)
+    return ("EVALSHA", DIGEST, len(keys), *keys, *values, *expires_ms)
+
+
+def milliseconds(instant_us: int) -> int:
+    """Return an instant of expiry, rounded up; 0 alone means never."""
+    return max(1, -(-instant_us // 1000)) if instant_us else 0

@@ -1,18 +1,21 @@
-"""The online store in Redis or Valkey: one packed value a key, newer wins in a script (T2, O1, O5).
+"""The online store in Redis or Valkey: a packed row a key, a hash a state, scripts that write both.
 
-Reads are one round trip: one MGET, or the GETs of each primary of a cluster sent side by side. No
-call waits longer than its timeout; a read that meets a broken connection is tried once more, at
-once, and nothing else is ever repeated. Expiry is the server's; it takes only what readers would
-call expired.
+Reads are one round trip: one MGET, or the GETs of each primary of a cluster sent side by side; of
+states an HMGET each. Newer wins in a script, and in another a state is compared and changed (T2,
+O1, O5). No call waits longer than its timeout; a read that meets a broken connection is tried once
+more, at once, and nothing else is ever repeated. Expiry is the server's; it takes only what readers
+would call expired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Self, TypeVar
 
 from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError
 
+from featurestore.adapters.redis import script, states
 from featurestore.adapters.redis.connection import Command, Deadline, Server, exchange
 from featurestore.adapters.redis.failures import (
     DRIVER_ERRORS,
@@ -22,9 +25,9 @@ from featurestore.adapters.redis.failures import (
 )
 from featurestore.adapters.redis.location import Location, parse_location
 from featurestore.adapters.redis.routes import Cluster, OneServer, Routes
-from featurestore.adapters.redis.script import LOAD, newer_wins
 from featurestore.clock import Clock, SystemClock
-from featurestore.ports.online_laws import newest_per_key
+from featurestore.ports.online import StateChange, StateRead
+from featurestore.ports.online_laws import check_changes, newest_per_key
 
 # A script holds the server for about a millisecond at this size, so that readers get in between.
 _SCRIPT_KEYS = 250
@@ -35,12 +38,15 @@ _GLOB_SPECIAL = b"*?[]\\^-"
 # A key may be redirected to where it moved, then to where it moves, need the script there, and be
 # redirected again.
 _ROUNDS = 8
+_MADE = ord("1")
+_LOADS = {script.DIGEST: script.LOAD, states.DIGEST: states.LOAD}
 
+_T = TypeVar("_T")
 _Step = tuple[int | None, Command]
 
 
 class RedisOnlineStore:
-    """Keeps the newest packed row of each key. For use by any number of threads, and after a fork.
+    """Keeps rows and states. For use by any number of threads, and after a fork.
 
     Args:
         location: Where the servers are.
@@ -99,15 +105,7 @@ class RedisOnlineStore:
             StorageError: The server answered with an error.
         """
         self._deadline.start(timeout)
-        try:
-            return self._read(keys)
-        except DRIVER_ERRORS as error:
-            if not is_stale(error):
-                raise translate(error, self._location) from error
-        try:
-            return self._read(keys)
-        except DRIVER_ERRORS as error:
-            raise translate(error, self._location) from error
+        return self._twice(partial(self._read, keys))
 
     def write(
         self, keys: Sequence[bytes], values: Sequence[bytes], expires_us: Sequence[int] | None
@@ -140,6 +138,59 @@ class RedisOnlineStore:
                 self._routes.forget()
             raise translate(error, self._location) from error
         return won
+
+    def read_states(
+        self,
+        reads: Sequence[StateRead],
+        rows: Sequence[bytes] = (),
+        *,
+        timeout: float | None = None,
+    ) -> tuple[list[list[bytes | None]], list[bytes | None]]:
+        """Return the fields of each state and the value of each row, in one round trip.
+
+        Args:
+            reads: Any number of states; a key may stand in it more than once.
+            rows: Keys of rows, as `read` takes them.
+            timeout: Seconds; one longer than the store's setting counts as the setting.
+
+        Raises:
+            As `read`; StorageError also where there is a row under the key of a state.
+        """
+        self._deadline.start(timeout)
+        return self._twice(partial(self._read_states, reads, rows))
+
+    def write_states(self, changes: Sequence[StateChange]) -> list[bool]:
+        """Make each change whose state is still as expected; return which were made.
+
+        Changes of one call become visible in groups, each change whole. After an error any of them
+        may have been made and any not, so nothing is sent again here: who wrote reads the states
+        anew, and finds in their versions what was made.
+
+        Args:
+            changes: None of the same key. An instant of expiry that is not ahead becomes a minute
+                ahead, so that a state just written can be read.
+
+        Raises:
+            RequestError: A change is none, see `check_changes`; nothing was sent.
+            OnlineStoreUnavailableError: No answer came in time; what was changed is not known.
+            AuthenticationError: The user was refused.
+            StorageError: The server is full or read-only, or has a row under the key of a state.
+        """
+        check_changes(changes)
+        made = [False] * len(changes)
+        try:
+            for trip in states.trips(changes, together=self._routes.one_server):
+                self._deadline.start()
+                keys = [changes[group[0]].key for group, _ in trip]
+                replies = self._run(keys, [command for _, command in trip])
+                for (group, _), reply in zip(trip, replies, strict=True):
+                    for position, digit in zip(group, reply, strict=True):
+                        made[position] = digit == _MADE
+        except DRIVER_ERRORS as error:
+            if is_read_only(error):
+                self._routes.forget()
+            raise translate(error, self._location) from error
+        return made
 
     def delete_namespace(self, namespace: bytes) -> int:
         """Delete every key that begins with these 8 bytes and no other; return how many.
@@ -187,15 +238,44 @@ class RedisOnlineStore:
         """Close all connections. Another call would open new ones."""
         self._routes.close()
 
+    def _twice(self, work: Callable[[], _T]) -> _T:
+        """Return what `work` reads, tried once more where a connection was broken."""
+        try:
+            return work()
+        except DRIVER_ERRORS as error:
+            if not is_stale(error):
+                raise translate(error, self._location) from error
+        try:
+            return work()
+        except DRIVER_ERRORS as error:
+            raise translate(error, self._location) from error
+
     def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         if not self._routes.one_server:
             return self._run(keys, [("GET", key) for key in keys])
-        starts = range(0, len(keys), _READ_KEYS)
-        commands: list[Command] = [("MGET", *keys[i : i + _READ_KEYS]) for i in starts]
+        return _joined(self._ask(_mgets(keys)))
+
+    def _read_states(
+        self, reads: Sequence[StateRead], rows: Sequence[bytes]
+    ) -> tuple[list[list[bytes | None]], list[bytes | None]]:
+        asked = [read for read in reads if read.fields]
+        commands = [states.read_state(read) for read in asked]
+        if self._routes.one_server:
+            replies = self._ask([*commands, *_mgets(rows)])
+            found = _joined(replies[len(asked) :])
+        else:
+            keys = [*[read.key for read in asked], *rows]
+            replies = self._run(keys, [*commands, *[("GET", key) for key in rows]])
+            found = replies[len(asked) :]
+        answers = iter(replies)
+        return [next(answers) if read.fields else [] for read in reads], found
+
+    def _ask(self, commands: list[Command]) -> list[Any]:
+        if not commands:
+            return []
         (server,) = self._routes.primaries()
         # A broken connection shows in the answer, and the read is tried again: no need to look.
-        replies = _checked(exchange([(server, commands)], self._routes.failed, check=False)[0])
-        return replies[0] if len(replies) == 1 else [value for reply in replies for value in reply]
+        return _checked(exchange([(server, commands)], self._routes.failed, check=False)[0])
 
     def _write(
         self,
@@ -208,10 +288,10 @@ class RedisOnlineStore:
         size = _SCRIPT_KEYS if self._routes.one_server else 1
         groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         commands = [
-            newer_wins(
+            script.newer_wins(
                 [keys[i] for i in group],
                 [values[i] for i in group],
-                [] if expires_us is None else [_milliseconds(expires_us[i]) for i in group],
+                [] if expires_us is None else [script.milliseconds(expires_us[i]) for i in group],
             )
             for group in groups
         ]
@@ -267,7 +347,7 @@ class RedisOnlineStore:
         if step[0] is None:
             raise error
         if isinstance(error, NoScriptError):
-            again.setdefault(server, [(None, LOAD)]).append(step)
+            again.setdefault(server, [(None, _LOADS[step[1][1]])]).append(step)
         elif isinstance(error, AskError):
             steps = again.setdefault(self._routes.redirect(error), [])
             if not isinstance(error, MovedError):
@@ -275,9 +355,12 @@ class RedisOnlineStore:
             steps.append(step)
 
 
-def _milliseconds(instant_us: int) -> int:
-    # Rounded up; 0 alone means never.
-    return max(1, -(-instant_us // 1000)) if instant_us else 0
+def _mgets(keys: Sequence[bytes]) -> list[Command]:
+    return [("MGET", *keys[i : i + _READ_KEYS]) for i in range(0, len(keys), _READ_KEYS)]
+
+
+def _joined(replies: list[Any]) -> list[bytes | None]:
+    return replies[0] if len(replies) == 1 else [value for reply in replies for value in reply]
 
 
 def _checked(replies: list[Any]) -> list[Any]:

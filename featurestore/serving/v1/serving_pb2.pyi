@@ -82,21 +82,31 @@ class GetOnlineFeaturesResponse(_message.Message):
     def __init__(self, rows: _Optional[int] = ..., as_of: _Optional[int] = ..., service: _Optional[str] = ..., entity_keys: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., features: _Optional[_Iterable[_Union[Column, _Mapping]]] = ..., feature_sources: _Optional[_Iterable[int]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
 
 class Source(_message.Message):
-    __slots__ = ("view", "alias", "fingerprint", "statuses", "event_timestamps")
+    __slots__ = ("view", "alias", "fingerprint", "statuses", "event_timestamps", "applied")
     VIEW_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     STATUSES_FIELD_NUMBER: _ClassVar[int]
     EVENT_TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
     view: str
     alias: str
     fingerprint: str
     statuses: _containers.RepeatedScalarFieldContainer[FeatureStatus]
     event_timestamps: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, view: _Optional[str] = ..., alias: _Optional[str] = ..., fingerprint: _Optional[str] = ..., statuses: _Optional[_Iterable[_Union[FeatureStatus, str]]] = ..., event_timestamps: _Optional[_Iterable[int]] = ...) -> None: ...
+    applied: _containers.RepeatedCompositeFieldContainer[AppliedPartition]
+    def __init__(self, view: _Optional[str] = ..., alias: _Optional[str] = ..., fingerprint: _Optional[str] = ..., statuses: _Optional[_Iterable[_Union[FeatureStatus, str]]] = ..., event_timestamps: _Optional[_Iterable[int]] = ..., applied: _Optional[_Iterable[_Union[AppliedPartition, _Mapping]]] = ...) -> None: ...
+
+class AppliedPartition(_message.Message):
+    __slots__ = ("partition", "positions")
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    partition: str
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, partition: _Optional[str] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Column(_message.Message):
-    __slots__ = ("name", "validity", "bools", "int32s", "int64s", "floats", "doubles", "strings", "binaries", "dates", "timestamps", "lists", "vectors")
+    __slots__ = ("name", "validity", "bools", "int32s", "int64s", "floats", "doubles", "strings", "binaries", "dates", "timestamps", "lists", "vectors", "maps")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VALIDITY_FIELD_NUMBER: _ClassVar[int]
     BOOLS_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +120,7 @@ class Column(_message.Message):
     TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
     LISTS_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
+    MAPS_FIELD_NUMBER: _ClassVar[int]
     name: str
     validity: bytes
     bools: BoolValues
@@ -123,7 +134,8 @@ class Column(_message.Message):
     timestamps: TimestampValues
     lists: ListValues
     vectors: VectorValues
-    def __init__(self, name: _Optional[str] = ..., validity: _Optional[bytes] = ..., bools: _Optional[_Union[BoolValues, _Mapping]] = ..., int32s: _Optional[_Union[Int32Values, _Mapping]] = ..., int64s: _Optional[_Union[Int64Values, _Mapping]] = ..., floats: _Optional[_Union[FloatValues, _Mapping]] = ..., doubles: _Optional[_Union[DoubleValues, _Mapping]] = ..., strings: _Optional[_Union[StringValues, _Mapping]] = ..., binaries: _Optional[_Union[BytesValues, _Mapping]] = ..., dates: _Optional[_Union[DateValues, _Mapping]] = ..., timestamps: _Optional[_Union[TimestampValues, _Mapping]] = ..., lists: _Optional[_Union[ListValues, _Mapping]] = ..., vectors: _Optional[_Union[VectorValues, _Mapping]] = ...) -> None: ...
+    maps: MapValues
+    def __init__(self, name: _Optional[str] = ..., validity: _Optional[bytes] = ..., bools: _Optional[_Union[BoolValues, _Mapping]] = ..., int32s: _Optional[_Union[Int32Values, _Mapping]] = ..., int64s: _Optional[_Union[Int64Values, _Mapping]] = ..., floats: _Optional[_Union[FloatValues, _Mapping]] = ..., doubles: _Optional[_Union[DoubleValues, _Mapping]] = ..., strings: _Optional[_Union[StringValues, _Mapping]] = ..., binaries: _Optional[_Union[BytesValues, _Mapping]] = ..., dates: _Optional[_Union[DateValues, _Mapping]] = ..., timestamps: _Optional[_Union[TimestampValues, _Mapping]] = ..., lists: _Optional[_Union[ListValues, _Mapping]] = ..., vectors: _Optional[_Union[VectorValues, _Mapping]] = ..., maps: _Optional[_Union[MapValues, _Mapping]] = ...) -> None: ...
 
 class BoolValues(_message.Message):
     __slots__ = ("values",)
@@ -196,6 +208,48 @@ class VectorValues(_message.Message):
     floats: FloatValues
     doubles: DoubleValues
     def __init__(self, length: _Optional[int] = ..., floats: _Optional[_Union[FloatValues, _Mapping]] = ..., doubles: _Optional[_Union[DoubleValues, _Mapping]] = ...) -> None: ...
+
+class MapValues(_message.Message):
+    __slots__ = ("lengths", "keys", "values")
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    keys: Column
+    values: Column
+    def __init__(self, lengths: _Optional[_Iterable[int]] = ..., keys: _Optional[_Union[Column, _Mapping]] = ..., values: _Optional[_Union[Column, _Mapping]] = ...) -> None: ...
+
+class PushRequest(_message.Message):
+    __slots__ = ("source", "columns", "arrow_ipc")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    ARROW_IPC_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    columns: EventColumns
+    arrow_ipc: bytes
+    def __init__(self, source: _Optional[str] = ..., columns: _Optional[_Union[EventColumns, _Mapping]] = ..., arrow_ipc: _Optional[bytes] = ...) -> None: ...
+
+class EventColumns(_message.Message):
+    __slots__ = ("columns",)
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    columns: _containers.RepeatedCompositeFieldContainer[Column]
+    def __init__(self, columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ...) -> None: ...
+
+class PushResponse(_message.Message):
+    __slots__ = ("accepted", "positions")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    accepted: int
+    positions: _containers.RepeatedCompositeFieldContainer[StreamPosition]
+    def __init__(self, accepted: _Optional[int] = ..., positions: _Optional[_Iterable[_Union[StreamPosition, _Mapping]]] = ...) -> None: ...
+
+class StreamPosition(_message.Message):
+    __slots__ = ("partition", "position")
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    partition: str
+    position: int
+    def __init__(self, partition: _Optional[str] = ..., position: _Optional[int] = ...) -> None: ...
 
 class GetServingInfoRequest(_message.Message):
     __slots__ = ()

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class FeatureServingStub:
-    """Answers with the newest values of features.
+    """Answers with the newest values of features, and takes events that they are made from.
 
     A failed call carries the trailing metadata `featurestore-error-bin`: a JSON object with the keys
     `class`, `what`, `where`, `got`, `allowed` and `hint`, each a text or null.
@@ -43,6 +43,11 @@ class FeatureServingStub:
                 request_serializer=featurestore_dot_serving_dot_v1_dot_serving__pb2.GetOnlineFeaturesRequest.SerializeToString,
                 response_deserializer=featurestore_dot_serving_dot_v1_dot_serving__pb2.GetOnlineFeaturesResponse.FromString,
                 _registered_method=True)
+        self.Push = channel.unary_unary(
+                '/featurestore.serving.v1.FeatureServing/Push',
+                request_serializer=featurestore_dot_serving_dot_v1_dot_serving__pb2.PushRequest.SerializeToString,
+                response_deserializer=featurestore_dot_serving_dot_v1_dot_serving__pb2.PushResponse.FromString,
+                _registered_method=True)
         self.GetServingInfo = channel.unary_unary(
                 '/featurestore.serving.v1.FeatureServing/GetServingInfo',
                 request_serializer=featurestore_dot_serving_dot_v1_dot_serving__pb2.GetServingInfoRequest.SerializeToString,
@@ -51,7 +56,7 @@ class FeatureServingStub:
 
 
 class FeatureServingServicer:
-    """Answers with the newest values of features.
+    """Answers with the newest values of features, and takes events that they are made from.
 
     A failed call carries the trailing metadata `featurestore-error-bin`: a JSON object with the keys
     `class`, `what`, `where`, `got`, `allowed` and `hint`, each a text or null.
@@ -59,6 +64,15 @@ class FeatureServingServicer:
 
     def GetOnlineFeatures(self, request, context):
         """Returns the features of some entities as of an instant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Push(self, request, context):
+        """Appends events to the stream of a source. They are in it, durably, once the call has succeeded;
+        after a failure some may be. Pushing all of them again is right: events that have an id and a
+        version count once, however often they come.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +93,11 @@ def add_FeatureServingServicer_to_server(servicer, server):
                     request_deserializer=featurestore_dot_serving_dot_v1_dot_serving__pb2.GetOnlineFeaturesRequest.FromString,
                     response_serializer=featurestore_dot_serving_dot_v1_dot_serving__pb2.GetOnlineFeaturesResponse.SerializeToString,
             ),
+            'Push': grpc.unary_unary_rpc_method_handler(
+                    servicer.Push,
+                    request_deserializer=featurestore_dot_serving_dot_v1_dot_serving__pb2.PushRequest.FromString,
+                    response_serializer=featurestore_dot_serving_dot_v1_dot_serving__pb2.PushResponse.SerializeToString,
+            ),
             'GetServingInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServingInfo,
                     request_deserializer=featurestore_dot_serving_dot_v1_dot_serving__pb2.GetServingInfoRequest.FromString,
@@ -93,7 +112,7 @@ def add_FeatureServingServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FeatureServing:
-    """Answers with the newest values of features.
+    """Answers with the newest values of features, and takes events that they are made from.
 
     A failed call carries the trailing metadata `featurestore-error-bin`: a JSON object with the keys
     `class`, `what`, `where`, `got`, `allowed` and `hint`, each a text or null.
@@ -116,6 +135,33 @@ class FeatureServing:
             '/featurestore.serving.v1.FeatureServing/GetOnlineFeatures',
             featurestore_dot_serving_dot_v1_dot_serving__pb2.GetOnlineFeaturesRequest.SerializeToString,
             featurestore_dot_serving_dot_v1_dot_serving__pb2.GetOnlineFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Push(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featurestore.serving.v1.FeatureServing/Push',
+            featurestore_dot_serving_dot_v1_dot_serving__pb2.PushRequest.SerializeToString,
+            featurestore_dot_serving_dot_v1_dot_serving__pb2.PushResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,5 @@
+"""The names of the headers, or metadata, by which a call says who makes it and which one it is."""
+
+API_KEY = "x-api-key"
+AUTHORIZATION = "authorization"
+REQUEST_ID = "x-request-id"

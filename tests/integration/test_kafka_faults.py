@@ -1,0 +1,82 @@
+"""Kafka when its broker goes down, comes back, or does not answer."""
+
+import time
+from uuid import uuid4
+
+import pytest
+
+from featurestore.testing.kafka import MockKafka
+from featurestore.testing.stream_entries import drain, newest, ordered, payloads
+from tests.integration.stream_worker import GROUP
+from tests.integration.streaming import (
+    DEADLINE,
+    SLACK,
+    first_deliveries,
+    opening,
+    took,
+    until_it_answers,
+)
+
+
+@pytest.fixture
+def opened():
+    yield from opening()
+
+
+@pytest.fixture(scope="module")
+def kafka():
+    with MockKafka() as mock:
+        yield mock
+
+
+@pytest.mark.slow
+def test_a_broker_that_goes_down_and_comes_back(kafka, opened):
+    """Calls end by their timeouts; nothing acknowledged is lost."""
+    name = uuid4().hex
+    kafka.create_topic(name, 2)
+    stream = opened(f"{kafka.url}/{name}?fetch.wait.max.ms=50", timeout=1, lease_seconds=5)
+    consumer = stream.consumer(GROUP, "a")
+    stream.append(payloads(10))
+    found = drain(consumer, 10)
+    kafka.down()
+    try:
+        assert took(lambda: stream.append([b"x"])) < 1 + SLACK
+        # Whether brokers are there is looked at once a second.
+        assert took(lambda: until_it_raises(lambda: consumer.poll(1, 0.1))) < 1 + 1 + SLACK
+        assert took(lambda: consumer.commit(newest(found))) < 2 + SLACK
+        for call in (stream.ping, stream.ends, consumer.lag):
+            assert took(call) < 1 + SLACK
+    finally:
+        kafka.up()
+    until_it_answers(lambda: stream.append([b"after"]))
+    found += drain_while_gone(consumer, b"after")
+    assert {entry.payload for entry in found} >= {*payloads(10), b"after"}
+    assert ordered(first_deliveries(found))
+    consumer.close()
+
+
+def test_a_broker_that_does_not_answer(kafka, opened):
+    name = uuid4().hex
+    kafka.create_topic(name, 1)
+    stream = opened(f"{kafka.url}/{name}", timeout=0.3)
+    kafka.delay(3_000)
+    try:
+        assert took(lambda: stream.append([b"x"])) < 0.3 + SLACK
+        assert took(stream.ping) < 0.3 + SLACK
+    finally:
+        kafka.delay(0)
+
+
+def until_it_raises(call):
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        call()
+
+
+def drain_while_gone(consumer, last):
+    found = []
+    end = time.monotonic() + DEADLINE
+    while not any(entry.payload == last for entry in found):
+        assert time.monotonic() < end
+        found += until_it_answers(lambda: consumer.poll(100, 0.1))
+    return found
