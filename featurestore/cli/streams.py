@@ -129,7 +129,8 @@ def _stopping(ingestor: Ingestor) -> Iterator[None]:
         return
 
     def stop(number: int, _: Any) -> None:
-        ingestor.stop()
+        # The interrupted thread may hold the very lock that setting an event takes.
+        threading.Thread(target=ingestor.stop, name="stop", daemon=True).start()
         signal.signal(number, signal.default_int_handler)
 
     kinds = (signal.SIGTERM, signal.SIGINT)

@@ -74,7 +74,7 @@ def check_events(mapped: MappedSource) -> None:
     event_columns(mapped, "CAST(NULL AS TIMESTAMPTZ)", live=False)
     alone = source.version is None and source.created_timestamp is None
     single = source.kind in {"parquet", "csv"} and not set("*?[") & set(source.path or "")
-    if source.event_id is not None and source.stream is None and alone and not single:
+    if source.event_id is not None and alone and not single:
         raise DefinitionError(
             f"The versions of an event cannot be ordered in FileSource '{source.name}'.",
             got=f"event_id='{source.event_id}' without version= and created_timestamp=",

@@ -78,7 +78,10 @@ class Definitions:
         }
         fed = wanted | {key: plan for key, (_, plan) in self._former.items()}
         by_source: dict[str, dict[str, ViewPlan]] = {}
-        for key, plan in fed.items():
+        # A generation that is to serve is never behind the one that serves, so that what is read
+        # does not go back by a micro-batch when they are switched.
+        served = {plan.generation for plan in state.serving.values()}
+        for key, plan in sorted(fed.items(), key=lambda item: item[0] in served):
             by_source.setdefault(plan.source.name, {})[key] = plan
         self.revision = state.revision
         self._views = by_source
