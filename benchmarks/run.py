@@ -20,7 +20,16 @@ _HEAD = """# Results
 Written by `python -m benchmarks --write`; see [README.md](README.md) for what is measured. The
 machine is shared, other work ran beside: the ratios count, and small differences do not.
 """
-NAMES = ("import", "materialize", "online", "grpc", "point_in_time", "windows", "ingestion")
+NAMES = (
+    "import",
+    "materialize",
+    "online",
+    "grpc",
+    "point_in_time",
+    "windows",
+    "states",
+    "ingestion",
+)
 
 
 def main() -> int:

@@ -67,13 +67,13 @@ def _blocks(report: ValueReport) -> Iterator[Block]:
         yield _events(report)
         yield from _rest(len(report.events))
         yield Table(
-            ("online state", "from", "to", ">versions"),
+            ("online state", "from", "to", ">events"),
             [
                 (
                     t.kind,
                     _instant(t.start),
                     _instant(t.end),
-                    "" if t.events is None else str(t.events),
+                    str(t.events),
                 )
                 for t in report.tiles[:_SHOWN]
             ],

@@ -16,15 +16,16 @@ from featurestore.compile.aggregate_text import aggregate_texts
 from featurestore.compile.plan import Selection, ViewPlan, table_id
 from featurestore.compile.request import resolve
 from featurestore.errors import AsOfBeforeRowError, FeatureNotFoundError, RequestError, listing
-from featurestore.semantics.keys import encode_columns, namespace
-from featurestore.semantics.timeline import to_datetime
+from featurestore.semantics.timeline import MAX_INSTANT, MIN_INSTANT, to_datetime
 from featurestore.services.columns import InputRows
 from featurestore.services.comparison import differing
 from featurestore.services.event_lines import event_lines
-from featurestore.services.state_tiles import state_tiles
+from featurestore.services.state_explaining import explain_window
 from featurestore.services.value_report import RowLine, Tile, ValueReport
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import pyarrow as pa
 
     from featurestore.clock import Clock
@@ -186,13 +187,23 @@ class ValueExplainer:
         window = (None if low is None else to_datetime(low), to_datetime(high))
         limits = report.applied if report.equal is not None else None
         events = () if table is None else event_lines(view, plan, table, (low, high), limits)
-        tiles: tuple[Tile, ...] = ()
-        types = [key.type for key in view.join_keys]
-        encoded = encode_columns(list(keys.values()), types)[0] if types else b""
-        if report.equal is not None and encoded is not None:
-            lead = namespace(self._project, view.name, view.table_fingerprint)
-            tiles = state_tiles(self._online_store, view, plan, lead + encoded, instant)
+        tiles = self._tiles(view, feature, keys, instant) if report.equal is not None else ()
         return replace(report, window=window, events=events, tiles=tiles)
+
+    def _tiles(
+        self, view: ViewPlan, feature: str, keys: dict[str, pa.Array], instant: int
+    ) -> tuple[Tile, ...]:
+        """Return what the online state makes the window of, in the order of time."""
+        key = [column[0].as_py() for column in keys.values()]
+        if None in key:
+            return ()
+        store, now = self._online_store, self._clock.now_us()
+        told = explain_window(store, self._project, view, key, feature, instant=instant, now=now)
+        tiles = [Tile(_moment(t.start), _moment(t.end), "merged", t.events) for t in told.tiles]
+        if told.events:
+            first, last = told.events[0].instant, told.events[-1].instant
+            tiles.append(Tile(_moment(first), _moment(last + 1), "events", len(told.events)))
+        return tuple(sorted(tiles, key=lambda tile: (tile.start is not None, tile.start or 0)))
 
     def _with_rows(
         self,
@@ -260,3 +271,7 @@ def _expression(view: ViewPlan, feature: str) -> str:
 
 def _python(column: pa.Array) -> Any:
     return column.to_pylist(maps_as_pydicts="strict")[0]
+
+
+def _moment(instant: int) -> datetime | None:
+    return to_datetime(instant) if MIN_INSTANT <= instant <= MAX_INSTANT else None

@@ -60,14 +60,14 @@ class Tile:
     Attributes:
         start: Its first instant; None for the beginning of time.
         end: The one behind its last; None for the end of time.
-        kind: "recent events", "events" of a page, or "merged": the sum of what happened.
-        events: How many versions of events it holds, where they are held one by one.
+        kind: "events" that were looked at one by one, or "merged": the sum of what happened.
+        events: How many events it holds.
     """
 
     start: datetime | None
     end: datetime | None
     kind: str
-    events: int | None
+    events: int
 
 
 @dataclass(frozen=True)
