@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+import structlog
 
 from featurestore.testing.valkey import ValkeyCluster, ValkeyServer
 
@@ -50,3 +51,10 @@ def valkey_cluster() -> Iterator[ValkeyCluster]:
     """Three real servers that share the slots."""
     with ValkeyCluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_at_first() -> Iterator[None]:
+    """Undo what a command has set: its standard error may be closed when the next test logs."""
+    yield
+    structlog.reset_defaults()

@@ -49,7 +49,7 @@ SCHEMA = pa.schema(
     }
 )
 KEYS, EVENTS, STEPS = 24, 10, 4
-WORLDS = 6
+WORLDS = 4
 
 
 @dataclass
