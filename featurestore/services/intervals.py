@@ -51,8 +51,6 @@ def reads_of_new(
     entries: Sequence[LedgerEntry],
     snapshots: Mapping[str, Mapping[str, str]],
     end: int,
-    *,
-    following: bool = False,
 ) -> Reads:
     """Return the reads of an incremental run up to `end`: gaps, and changed files elsewhere.
 
@@ -61,14 +59,12 @@ def reads_of_new(
         entries: The ledger's intervals.
         snapshots: {snapshot id: {path: token}} of all the entries' snapshots.
         end: The first instant that is not wanted.
-        following: Whether the run only follows a stream: a history that can only be read as a
-            whole was read before then, and waits for the next run that looks for late rows.
     """
     wanted = Interval(MIN_INSTANT, end)
     gaps = difference([wanted], covered(entries))
     live = [] if listing.live is None else _reads_of_live(listing.live, entries, gaps, end)
     if listing.opaque:
-        return live if following and entries else [Read((), (wanted,)), *live]
+        return [Read((), (wanted,)), *live]
     by_intervals: dict[tuple[Interval, ...], list[str]] = {}
     for file in listing.files:
         stale = [

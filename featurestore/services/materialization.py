@@ -147,8 +147,7 @@ class ViewJob:
         run = self._runs.begin(view, kind, start_us, end_us, attempt)
         try:
             progress(view.name, "listing the source")
-            following = applied_live is not None
-            work = self._plan(view, table_id, run, start_us, end_us, following=following)
+            work = self._plan(view, table_id, run, start_us, end_us)
             work.applied_live = (applied_live or {}).get(view.generation, {})
             if work.reads or work.recover or self._waiting(work):
                 with self._session(memory_limit, threads) as session:
@@ -161,14 +160,7 @@ class ViewJob:
         return _report(work, self._clock.monotonic() - started)
 
     def _plan(
-        self,
-        view: ViewPlan,
-        table_id: str,
-        run: Run,
-        start_us: int | None,
-        end_us: int,
-        *,
-        following: bool,
+        self, view: ViewPlan, table_id: str, run: Run, start_us: int | None, end_us: int
     ) -> Work:
         """Decide what to read, and mark the run open in the ledger before anything is written."""
         interval = Interval(MIN_INSTANT if start_us is None else start_us, end_us)
@@ -179,9 +171,7 @@ class ViewJob:
             snapshots = {s: self._registry.load_snapshot(self._project, s) for s in kept}
             # A version of an event that is dated ahead takes the event from where it was, now.
             until = MAX_INSTANT + 1 if view.aggregates else end_us
-            reads = intervals.reads_of_new(
-                listing, ledger.entries, snapshots, until, following=following
-            )
+            reads = intervals.reads_of_new(listing, ledger.entries, snapshots, until)
         else:
             reads = intervals.reads_of_all(listing, interval)
         return Work(

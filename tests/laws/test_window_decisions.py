@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurestore import Aggregate, Entity, FeatureStore, FeatureView, FileSource, StreamSource
+from featurestore import Aggregate, Entity, FeatureStore, FeatureView, FileSource
 from featurestore.clock import FixedClock
 from featurestore.compile.declared import Declarations
 from featurestore.model.settings import Settings
@@ -132,48 +132,3 @@ def test_an_event_at_the_instant_is_not_seen(shop: Shop) -> None:
     shop.clock.advance(1)
     shop.store.materialize_incremental()
     assert shop.online() == shop.offline() == [2, 6.0]
-
-
-def test_a_query_history_is_not_read_again_by_a_run_that_follows(tmp_path: Path) -> None:
-    """It can only be read as a whole; a run that looks for late rows still finds them."""
-    settings = Settings.model_validate({"project": "shop", "online": {"url": "memory:"}})
-    clock = FixedClock(int(NOON.timestamp() * 1_000_000))
-    columns = {"card": pa.int64(), "id": pa.string(), "at": INSTANT}
-    schema = pa.schema(columns)
-
-    def history(*ids: str) -> None:
-        rows = [{"card": 1, "id": name, "at": NOON - HOUR} for name in ids]
-        pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "clicks.parquet")
-
-    history("a")
-    past = FileSource(
-        name="past", query="FROM 'clicks.parquet'", event_timestamp="at", created_timestamp="at"
-    )
-    source = StreamSource(name="clicks", batch=past, stream="lmdb:clicks", event_id="id")
-    view = FeatureView(
-        name="spend",
-        entities=[Entity(name="card", join_keys=["card"])],
-        source=source,
-        features=[Aggregate("count", windows=["1d"])],
-    )
-    with FeatureStore(tmp_path, settings=settings, clock=clock) as store:
-        store.apply(Declarations.of(view))
-        ingestor = store.services.ingestor("test")
-
-        def take() -> list[Any]:
-            worker = ingestor.worker("clicks", "0")
-            while worker.step():
-                pass
-            worker.settle()
-            worker.close()
-            ingestor.follow()
-            return store.get_online_features(["spend:count_1d"], {"card": [1]}).to_dict()[
-                "count_1d"
-            ]
-
-        assert take() == [1]
-        history("a", "b")
-        store.push("clicks", [{"card": 1, "id": "c", "at": NOON - HOUR}])
-        assert take() == [2]
-        store.materialize_incremental()
-        assert take() == [3]
