@@ -147,6 +147,15 @@ class MemoryRegistry:
         with self._lock:
             self._projects.setdefault(project, _Project()).runs[run.id] = run
 
+    def bury_run(self, project: str, run: Run) -> bool:
+        """See `Registry.bury_run`."""
+        with self._lock:
+            held = self._find(project).runs
+            running = run.id in held and held[run.id].state == "running"
+            if running:
+                held[run.id] = run
+            return running
+
     def runs(
         self,
         project: str,

@@ -223,6 +223,13 @@ class Registry(Protocol):
         """Insert a run, or replace the one of the same id."""
         ...
 
+    def bury_run(self, project: str, run: Run) -> bool:
+        """Replace a run that is still told as running; return whether it was.
+
+        One that has ended meanwhile stays as it ended, and one that is gone stays gone.
+        """
+        ...
+
     def runs(
         self,
         project: str,

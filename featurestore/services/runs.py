@@ -57,8 +57,6 @@ class RunLog:
 
     def finish(self, run: Run, error: BaseException | None = None) -> Run:
         """Record a run's end: succeeded, or failed with the reason."""
-        with _lock:
-            _active.discard(run.id)
         reason = None
         if error is not None:
             first = (str(error) or "stopped").split("\n")[0]
@@ -70,14 +68,19 @@ class RunLog:
                 "error": reason,
             }
         )
-        self._registry.save_run(self._project, done)
+        try:
+            self._registry.save_run(self._project, done)
+        finally:
+            # Not before: while it is told as running, another thread would take it for dead.
+            with _lock:
+                _active.discard(run.id)
         return done
 
     def bury_dead(self) -> None:
         """Mark runs of this host as failed whose process died without a word."""
         for run in self._registry.runs(self._project, state="running"):
             if is_dead(run):
-                self._registry.save_run(
+                self._registry.bury_run(
                     self._project,
                     run.model_copy(
                         update={

@@ -187,6 +187,15 @@ class RegistryMachine(RuleBasedStateMachine):
         self.registry.save_run(self.projects[which], run)
         self.expected[which].runs[run.id] = run
 
+    @rule(which=_WHICH, run=_runs)
+    def bury_run(self, which: int, run: Run) -> None:
+        """Replace a run if it is running."""
+        held = self.expected[which].runs
+        running = run.id in held and held[run.id].state == "running"
+        assert self.registry.bury_run(self.projects[which], run) == running
+        if running:
+            held[run.id] = run
+
     @rule(which=_WHICH)
     def delete_project(self, which: int) -> None:
         """Forget a project; its snapshots are gone too."""

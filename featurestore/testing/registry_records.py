@@ -124,6 +124,19 @@ class RecordsSuite:
         assert registry.runs(project, "weather") == [full_run("r2")]
         assert registry.runs(project, state="running") == []
 
+    def test_only_a_run_that_is_running_is_buried(self, registry: Registry, project: str) -> None:
+        begun = Run(id="r1", view="weather", table_fingerprint="t", kind="k", started_at_us=5)
+        dead = begun.model_copy(update={"state": "failed", "error": "died", "finished_at_us": 9})
+        assert not registry.bury_run(project, dead)
+        assert registry.runs(project) == []
+        registry.save_run(project, begun)
+        assert registry.bury_run(project, dead)
+        assert registry.runs(project) == [dead]
+        ended = begun.model_copy(update={"state": "succeeded", "finished_at_us": 8})
+        registry.save_run(project, ended)
+        assert not registry.bury_run(project, dead)
+        assert registry.runs(project) == [ended]
+
     def test_runs_are_ordered_chosen_and_limited(self, registry: Registry, project: str) -> None:
         for number, started in enumerate((-3, 9, 4, 4, LAST_INSTANT_US)):
             view = "a" if number % 2 else "b"

@@ -241,6 +241,18 @@ class SqlRegistry:
         with self._database.write() as connection:
             connection.execute(upsert, row)
 
+    def bury_run(self, project: str, run: Run) -> bool:
+        """See `Registry.bury_run`."""
+        running = (
+            update(runs)
+            .where(runs.c.project == project, runs.c.id == run.id, runs.c.state == "running")
+            .values(
+                view=run.view, state=run.state, started_at_us=run.started_at_us, body=_json(run)
+            )
+        )
+        with self._database.write() as connection:
+            return connection.execute(running).rowcount == 1
+
     def runs(
         self,
         project: str,
