@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -14,6 +14,7 @@ from featurestore.errors import (
     OverloadedError,
     RequestError,
 )
+from featurestore.serving.observing import Observer
 from featurestore.serving.pool import DaemonPool
 from featurestore.serving.receiving import Receiver
 from featurestore.serving.security.calls import Call
@@ -43,13 +44,22 @@ class Handling:
         receiver: Takes in their messages.
         pool: Whose threads they run on.
         log: Told of what nobody foresaw.
+        observers: Hear how calls come and go.
     """
 
-    def __init__(self, guard: Guard, receiver: Receiver, pool: DaemonPool, log: Any) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        receiver: Receiver,
+        pool: DaemonPool,
+        log: Any,
+        observers: Sequence[Observer],
+    ) -> None:
         self._guard = guard
         self._receiver = receiver
         self._pool = pool
         self._log = log
+        self._observers = observers
 
     def handler(
         self,
@@ -67,6 +77,9 @@ class Handling:
 
         def handle(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             call = Call(name, context.invocation_metadata() or ())
+            self._guard.note(call)
+            for observer in self._observers:
+                observer.begun(call)
             try:
                 data = self._answer(method, call, messages, context)
             except FeatureStoreError as error:
@@ -130,6 +143,8 @@ class Handling:
         status: str,
         error: FeatureStoreError | None,
     ) -> None:
+        for observer in self._observers:
+            observer.ended(call, status, error)
         if self._guard.audited:
             identities = context.peer_identities()
             if identities:

@@ -12,36 +12,30 @@ import contextlib
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
 
 from featurestore.clock import Clock, SystemClock
-from featurestore.errors import FeatureStoreError, RequestError
+from featurestore.errors import FeatureStoreError
 from featurestore.model.settings import ServingSettings
 from featurestore.services.online import OnlineReader
 from featurestore.serving.client import SERVICE, is_loopback
 from featurestore.serving.handling import Handling
 from featurestore.serving.health import Health
-from featurestore.serving.info import write_info
+from featurestore.serving.methods import Methods
+from featurestore.serving.observing import Observer
 from featurestore.serving.pool import DaemonPool
-from featurestore.serving.push import EventSink, PushMethod, push_code_of, write_receipt
+from featurestore.serving.push import EventSink, push_code_of
 from featurestore.serving.receiving import Receiver
-from featurestore.serving.requests import read_request
-from featurestore.serving.security.calls import Call
 from featurestore.serving.security.guard import Guard
 from featurestore.serving.security.tls import ServerTls, certificate_files
 from featurestore.serving.shared_port import cannot_listen, split_address
 from featurestore.serving.standard import StandardServices
 from featurestore.serving.status import code_of
-from featurestore.serving.v1 import serving_pb2 as pb
-from featurestore.serving.writer import writer_of
 
-# The share of a caller's time that the store may take; the rest is for telling that it did not.
-_STORE_SHARE = 0.8
 _PING_SECONDS = 1.0
 _ONLINE_STORE = "online store"
 
@@ -57,6 +51,7 @@ class FeatureServer:
         share_port: Whether other processes listen on the address too, as `shared_port` has it.
         folder: Where paths in the settings begin: the repository.
         clock: Tells the time for expiries, limits and the audit.
+        observers: Hear of calls; closed once the last has ended.
 
     Raises:
         SettingsError: What the settings say of TLS, keys, tokens or the audit cannot be used.
@@ -72,14 +67,16 @@ class FeatureServer:
         share_port: bool = False,
         folder: Path = Path(),
         clock: Clock | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         clock = clock or SystemClock()
         self._reader = reader
         self._settings = settings
-        self._push = PushMethod(events)
         self._log = structlog.get_logger("featurestore.serving")
         self._credentials = credentials or self._tls(folder)
         self._guard = Guard(reader.project, settings, folder, clock)
+        self._observers = tuple(observers)
+        self._methods = Methods(reader, self._guard, settings, events, self._observers)
         self._health = Health(SERVICE)
         self._troubles: dict[str, str] = {}
         self._stopping = threading.Event()
@@ -141,6 +138,8 @@ class FeatureServer:
             if watcher.is_alive():
                 watcher.join()
         self._guard.close()
+        for observer in self._observers:
+            observer.close()
         self._log.info("stopped", address=self.address)
 
     @property
@@ -188,11 +187,11 @@ class FeatureServer:
         return tls.credentials()
 
     def _add_services(self) -> None:
-        handling = Handling(self._guard, self._receiver, self._pool, self._log)
+        handling = Handling(self._guard, self._receiver, self._pool, self._log, self._observers)
         methods = (
-            ("GetOnlineFeatures", self._get_online_features, code_of),
-            ("Push", self._put_events, push_code_of),
-            ("GetServingInfo", self._get_serving_info, code_of),
+            ("GetOnlineFeatures", self._methods.get_online_features, code_of),
+            ("Push", self._methods.push, push_code_of),
+            ("GetServingInfo", self._methods.get_serving_info, code_of),
         )
         # As streams, of which one message is taken: see `receiving`.
         handlers = {
@@ -215,54 +214,6 @@ class FeatureServer:
         except RuntimeError as error:
             raise cannot_listen(address) from error
         return f"{host}:{bound}"
-
-    def _get_online_features(self, request: bytes, left: float | None, call: Call) -> bytes:
-        try:
-            message = pb.GetOnlineFeaturesRequest.FromString(request)
-        except DecodeError as error:
-            raise RequestError("The request is no GetOnlineFeaturesRequest.") from error
-        limit = self._settings.max_message_bytes
-        asked = read_request(message, limit)
-        guard = self._guard
-        guard.begin_read(call, asked.features, asked.entity_rows.rows, self._reader.state)
-        patience = None if left is None else left * _STORE_SHARE
-        answer = guard.breaker.run(
-            lambda: self._reader.get_online_features(
-                asked.features,
-                asked.entity_rows,
-                as_of=asked.as_of,
-                request=asked.request,
-                full_feature_names=asked.full_feature_names,
-                timeout=patience,
-            ),
-            patience,
-        )
-        guard.end_read(call, answer)
-        data = writer_of(answer.layout).write(answer, asked.sent)
-        if len(data) > limit:
-            raise RequestError(
-                "The answer is larger than the server sends.",
-                got=f"{len(data)} bytes",
-                allowed=f"{limit} bytes",
-                hint="Ask for fewer entity rows at once, or raise serving.max_message_bytes.",
-            )
-        return data
-
-    def _put_events(self, request: bytes, left: float | None, call: Call) -> bytes:
-        del left  # the stream's own timeout bounds the wait
-        message = self._push.read(request)
-        self._guard.begin_push(call, message.source)
-        receipt = self._push.put(message)
-        call.facts["rows"] = receipt.accepted
-        data: bytes = write_receipt(receipt).SerializeToString()
-        return data
-
-    def _get_serving_info(self, request: bytes, left: float | None, call: Call) -> bytes:
-        del request, left
-        state = self._reader.state.get()
-        visible = self._guard.access.visible(call.principal, state)
-        data: bytes = write_info(state, visible).SerializeToString()
-        return data
 
     def _watch(self, look: Callable[[], None]) -> None:
         # Twice in the time for which a state is used: no request finds it too old.

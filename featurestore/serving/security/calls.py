@@ -27,7 +27,7 @@ class Call:
     Attributes:
         id: The caller's `x-request-id` if it has one that fits, or one of our own.
         principal: Who makes it, once that is known.
-        begun: When it came, by the clock's `monotonic`; 0 where nobody will ask.
+        begun: When it came, by the clock's `monotonic`.
         facts: What the audit says beyond that.
     """
 

@@ -73,6 +73,10 @@ class Guard:
         """Whether calls are written down."""
         return self._audit is not None
 
+    def note(self, call: Call) -> None:
+        """Note when a call came."""
+        call.begun = self._clock.monotonic()
+
     def admit(self, call: Call) -> None:
         """Find out who makes a call; nothing of it has been read yet.
 
@@ -80,8 +84,6 @@ class Guard:
             UnauthenticatedError: It does not say, or what it says is not valid.
             UnavailableError: That cannot be told just now.
         """
-        if self._audit is not None:
-            call.begun = self._clock.monotonic()
         if self.access.restricted:
             call.principal = self.access.principal(call.api_key, call.authorization)
 
