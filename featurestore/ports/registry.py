@@ -92,12 +92,14 @@ class LedgerEntry(Plan):
     Attributes:
         snapshot: The id of the source's file listing (`save_snapshot`), "" when it cannot be told.
         logged: How far each partition of the source's stream was in its log by then.
+        history: Whether the source's history was read, and not its stream alone.
     """
 
     start: int
     end: int
     snapshot: str = ""
     logged: dict[str, int] = {}
+    history: bool = True
 
 
 class Ledger(Plan):

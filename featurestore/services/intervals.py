@@ -3,7 +3,8 @@
 The ledger's intervals each name the source's file listing that they were read from, and how far its
 stream was logged by then. A late row is in a file that is new or changed since, or behind those
 positions; so an incremental run reads these for each interval, and everything where there is a gap.
-Event time alone decides nothing.
+Event time alone decides nothing. A run that follows a stream passes over a history that it could
+only read as a whole again, and the ledger says so.
 """
 
 from __future__ import annotations
@@ -38,6 +39,17 @@ def covered(entries: Sequence[LedgerEntry]) -> list[Interval]:
     return [Interval(entry.start, entry.end) for entry in entries]
 
 
+def passes_history(listing: SourceListing, entries: Sequence[LedgerEntry]) -> bool:
+    """Whether a run that follows the stream leaves the history to the next one that does not.
+
+    It does where nothing of the history can be told to be new, and the ledger has no gap but the
+    time since it was last read.
+    """
+    if not listing.opaque or not entries:
+        return False
+    return not difference([Interval(MIN_INSTANT, entries[-1].end)], covered(entries))
+
+
 def reads_of_all(listing: SourceListing, interval: Interval) -> Reads:
     """Return the reads of an explicit run: its interval from every file."""
     reads = [Read(tuple(file.path for file in listing.files), (interval,))]
@@ -51,6 +63,8 @@ def reads_of_new(
     entries: Sequence[LedgerEntry],
     snapshots: Mapping[str, Mapping[str, str]],
     end: int,
+    *,
+    history: bool = True,
 ) -> Reads:
     """Return the reads of an incremental run up to `end`: gaps, and changed files elsewhere.
 
@@ -59,10 +73,13 @@ def reads_of_new(
         entries: The ledger's intervals.
         snapshots: {snapshot id: {path: token}} of all the entries' snapshots.
         end: The first instant that is not wanted.
+        history: Whether to read the history, and not the stream alone.
     """
     wanted = Interval(MIN_INSTANT, end)
     gaps = difference([wanted], covered(entries))
     live = [] if listing.live is None else _reads_of_live(listing.live, entries, gaps, end)
+    if not history:
+        return live
     if listing.opaque:
         return [Read((), (wanted,)), *live]
     by_intervals: dict[tuple[Interval, ...], list[str]] = {}
@@ -97,6 +114,8 @@ def record(
     interval: Interval,
     snapshot: str,
     logged: Mapping[str, int] | None = None,
+    *,
+    history: bool = True,
 ) -> tuple[LedgerEntry, ...]:
     """Return a ledger's intervals after `interval` was read.
 
@@ -105,22 +124,45 @@ def record(
         interval: What was read.
         snapshot: The listing that it was read from.
         logged: How far the stream was logged then.
+        history: Whether the history was read, and not the stream alone.
     """
-    kept = [
-        entry.model_copy(update={"start": piece.start, "end": piece.end})
-        for entry in entries
-        for piece in difference([Interval(entry.start, entry.end)], [interval])
-    ]
-    read = LedgerEntry(
-        start=interval.start, end=interval.end, snapshot=snapshot, logged=dict(logged or {})
+    kept, before = [], []
+    for entry in entries:
+        span = Interval(entry.start, entry.end)
+        rest = difference([span], [interval])
+        kept += [_piece(entry, part) for part in rest]
+        before += [_piece(entry, part) for part in difference([span], rest)]
+    fresh = LedgerEntry(
+        start=interval.start,
+        end=interval.end,
+        snapshot=snapshot,
+        logged=dict(logged or {}),
+        history=history,
     )
-    kept.append(read)
+    if history:
+        kept.append(fresh)
+    else:
+        # What was read of the history before stays read.
+        kept += [entry.model_copy(update={"logged": fresh.logged}) for entry in before]
+        kept += [_piece(fresh, part) for part in difference([interval], covered(before))]
+    return _merged(kept)
+
+
+def _piece(entry: LedgerEntry, part: Interval) -> LedgerEntry:
+    return entry.model_copy(update={"start": part.start, "end": part.end})
+
+
+def _merged(entries: Sequence[LedgerEntry]) -> tuple[LedgerEntry, ...]:
+    """Return intervals in order, those joined that meet and were read alike."""
     merged: list[LedgerEntry] = []
-    for entry in sorted(kept, key=lambda e: e.start):
+    for entry in sorted(entries, key=lambda e: e.start):
         last = merged[-1] if merged else None
-        same = last and (last.snapshot, last.logged) == (entry.snapshot, entry.logged)
-        if last and same and last.end == entry.start:
-            merged[-1] = last.model_copy(update={"end": entry.end})
+        if (
+            last
+            and last.end == entry.start
+            and _piece(entry, Interval(last.start, last.end)) == last
+        ):
+            merged[-1] = _piece(last, Interval(last.start, entry.end))
         else:
             merged.append(entry)
     return tuple(merged)

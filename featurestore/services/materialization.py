@@ -147,7 +147,8 @@ class ViewJob:
         run = self._runs.begin(view, kind, start_us, end_us, attempt)
         try:
             progress(view.name, "listing the source")
-            work = self._plan(view, table_id, run, start_us, end_us)
+            following = applied_live is not None
+            work = self._plan(view, table_id, run, start_us, end_us, following=following)
             work.applied_live = (applied_live or {}).get(view.generation, {})
             if work.reads or work.recover or self._waiting(work):
                 with self._session(memory_limit, threads) as session:
@@ -160,18 +161,28 @@ class ViewJob:
         return _report(work, self._clock.monotonic() - started)
 
     def _plan(
-        self, view: ViewPlan, table_id: str, run: Run, start_us: int | None, end_us: int
+        self,
+        view: ViewPlan,
+        table_id: str,
+        run: Run,
+        start_us: int | None,
+        end_us: int,
+        *,
+        following: bool,
     ) -> Work:
         """Decide what to read, and mark the run open in the ledger before anything is written."""
         interval = Interval(MIN_INSTANT if start_us is None else start_us, end_us)
         listing = self._sources.listing(view.source)
         ledger = self._mark_open(view, run)
+        history = not (following and intervals.passes_history(listing, ledger.entries))
         if start_us is None:
             kept = {entry.snapshot for entry in ledger.entries}
             snapshots = {s: self._registry.load_snapshot(self._project, s) for s in kept}
             # A version of an event that is dated ahead takes the event from where it was, now.
             until = MAX_INSTANT + 1 if view.aggregates else end_us
-            reads = intervals.reads_of_new(listing, ledger.entries, snapshots, until)
+            reads = intervals.reads_of_new(
+                listing, ledger.entries, snapshots, until, history=history
+            )
         else:
             reads = intervals.reads_of_all(listing, interval)
         return Work(
@@ -185,6 +196,7 @@ class ViewJob:
             ledger=ledger,
             recover=any(name != run.id for name in ledger.open_runs),
             explicit=start_us is not None,
+            history=history,
         )
 
     def _mark_open(self, view: ViewPlan, run: Run) -> Ledger:
@@ -291,7 +303,9 @@ class ViewJob:
             known = [p for p in (old.pushed_until_us, pushed) if p is not None]
             return old.model_copy(
                 update={
-                    "entries": intervals.record(old.entries, work.interval, snapshot, logged),
+                    "entries": intervals.record(
+                        old.entries, work.interval, snapshot, logged, history=work.history
+                    ),
                     "open_runs": tuple(name for name in old.open_runs if name not in over),
                     "pushed_until_us": max(known, default=None),
                 }

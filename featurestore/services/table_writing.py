@@ -39,6 +39,7 @@ class Work:
     Attributes:
         view: What the table holds (`ViewPlan.log`).
         applied: The view itself.
+        history: Whether the source's history is read, and not its stream alone.
         applied_live: {stream partition: (first, last position)} of events that are online already.
     """
 
@@ -52,6 +53,7 @@ class Work:
     ledger: Ledger
     recover: bool
     explicit: bool
+    history: bool
     rows_read: int = 0
     rows_written: int = 0
     rows_pushed: int = 0

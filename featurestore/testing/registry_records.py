@@ -38,7 +38,7 @@ class RecordsSuite:
         ledger = Ledger(
             entries=(
                 LedgerEntry(start=FIRST_INSTANT_US, end=0, snapshot="ab"),
-                LedgerEntry(start=0, end=LAST_INSTANT_US, logged={"größe": 2**53}),
+                LedgerEntry(start=0, end=LAST_INSTANT_US, logged={"größe": 2**53}, history=False),
             ),
             pushed_until_us=-1,
             open_runs=("r1", "r2"),

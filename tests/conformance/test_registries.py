@@ -297,4 +297,6 @@ def test_the_suite_tells_every_field_from_its_default():
     assert feature[1].expression
     assert _defaults(full_run(), "run") == []
     assert set(Ledger.model_fields) == {"version", "entries", "pushed_until_us", "open_runs"}
-    assert set(LedgerEntry.model_fields) == {"start", "end", "snapshot", "logged"}
+    assert set(LedgerEntry.model_fields) == {
+        "start", "end", "snapshot", "logged", "history",
+    }  # fmt: skip

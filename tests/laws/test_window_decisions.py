@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurestore import Aggregate, Entity, FeatureStore, FeatureView, FileSource
+from featurestore import Aggregate, Entity, FeatureStore, FeatureView, FileSource, StreamSource
 from featurestore.clock import FixedClock
 from featurestore.compile.declared import Declarations
 from featurestore.model.settings import Settings
@@ -132,3 +132,81 @@ def test_an_event_at_the_instant_is_not_seen(shop: Shop) -> None:
     shop.clock.advance(1)
     shop.store.materialize_incremental()
     assert shop.online() == shop.offline() == [2, 6.0]
+
+
+class Followed:
+    """A store with one windowed view over a stream whose history is a query."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.write("a")
+        past = FileSource(
+            name="past",
+            query="FROM 'clicks.parquet'",
+            event_timestamp="at",
+            created_timestamp="at",
+        )
+        source = StreamSource(name="clicks", batch=past, stream="lmdb:clicks", event_id="id")
+        view = FeatureView(
+            name="spend",
+            entities=[Entity(name="card", join_keys=["card"])],
+            source=source,
+            features=[Aggregate("count", windows=["1d"])],
+        )
+        settings = Settings.model_validate({"project": "shop", "online": {"url": "memory:"}})
+        clock = FixedClock(int(NOON.timestamp() * 1_000_000))
+        self.store = FeatureStore(folder, settings=settings, clock=clock)
+        self.store.apply(Declarations.of(view))
+        self.ingestor = self.store.services.ingestor("test")
+
+    def write(self, *ids: str) -> None:
+        """Let the history be events of these ids, an hour ago."""
+        rows = [{"card": 1, "id": name, "at": NOON - HOUR} for name in ids]
+        schema = pa.schema({"card": pa.int64(), "id": pa.string(), "at": INSTANT})
+        pq.write_table(pa.Table.from_pylist(rows, schema), self.folder / "clicks.parquet")
+
+    def take(self) -> tuple[int, int]:
+        """Ingest what was pushed, let the tables follow; return the count online and offline."""
+        worker = self.ingestor.worker("clicks", "0")
+        while worker.step():
+            pass
+        worker.settle()
+        worker.close()
+        self.ingestor.follow()
+        return self.counts()
+
+    def counts(self) -> tuple[int, int]:
+        """Return the count online and offline."""
+        features = ["spend:count_1d"]
+        online = self.store.get_online_features(features, {"card": [1]}).to_dict()
+        rows = pa.table({"card": [1], "event_timestamp": pa.array([NOON], INSTANT)})
+        offline = self.store.get_historical_features(rows, features).to_arrow()
+        return online["count_1d"][0], offline["count_1d"][0].as_py()
+
+
+@pytest.fixture
+def followed(tmp_path: Path) -> Iterator[Followed]:
+    found = Followed(tmp_path)
+    yield found
+    found.store.close()
+
+
+def test_a_query_history_is_not_read_again_by_a_run_that_follows(followed: Followed) -> None:
+    assert followed.take() == (1, 1)
+    followed.write("a", "b")
+    for number, live in enumerate("cd"):
+        followed.store.push("clicks", [{"card": 1, "id": live, "at": NOON - HOUR}])
+        assert followed.take() == (2 + number, 2 + number)
+    followed.store.materialize_incremental()
+    assert followed.counts() == (4, 4)
+    followed.write("a", "b", "e")
+    followed.store.materialize_incremental()
+    assert followed.counts() == (5, 5)
+
+
+def test_a_gap_in_a_query_history_is_read_by_a_run_that_follows(followed: Followed) -> None:
+    followed.write("a", "b")
+    followed.store.materialize(NOON - 3 * HOUR, NOON - 2 * HOUR)
+    assert followed.counts() == (0, 0)
+    followed.store.push("clicks", [{"card": 1, "id": "c", "at": NOON - HOUR}])
+    assert followed.take() == (3, 3)
