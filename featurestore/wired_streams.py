@@ -5,6 +5,7 @@ Knows no adapter: streams are opened by `wiring`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from featurestore.services.table_disposal import LiveDisposal
 
 
-class StreamServices:
+class StreamServices(ABC):
     """The services of live events, each made on first use; `wiring` gives the others."""
 
     folder: Path
@@ -54,9 +55,9 @@ class StreamServices:
         @property
         def materializer(self) -> Materializer: ...  # noqa: D102
 
+    @abstractmethod
     def open_stream(self, url: str) -> EventStream:
         """Return the stream of a URL, the same one for the same URL."""
-        raise NotImplementedError
 
     @cached_property
     def pusher(self) -> Pusher:
@@ -107,7 +108,7 @@ class StreamServices:
         """Appends events to streams."""
         from featurestore.services.pushing_events import EventPusher
 
-        return EventPusher(self.state, self.source_columns, self.open_stream)
+        return EventPusher(self.state, self.source_columns, self.open_stream, self.clock)
 
     def ingestor(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
@@ -24,7 +25,7 @@ _MEGABYTE = 1_000_000
 _HOUR_US = 3_600_000_000
 
 
-class EventStreamSuite:
+class EventStreamSuite(ABC):
     """What every event stream does.
 
     Attributes:
@@ -37,9 +38,9 @@ class EventStreamSuite:
     partitions: int = 1
     repeats: bool = False
 
+    @abstractmethod
     def open_stream(self) -> EventStream:
         """Return another handle on this test's stream."""
-        raise NotImplementedError
 
     @pytest.fixture
     def streams(self) -> Iterator[Callable[[], EventStream]]:

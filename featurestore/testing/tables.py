@@ -7,6 +7,7 @@ that a wrong path or a lost file shows.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,13 +79,13 @@ def keys_in(tables: Tables, table_id: str) -> list[int]:
     return sorted(found)
 
 
-class TablesSuite:
+class TablesSuite(ABC):
     """Every sentence of `ports.tables.Tables` as a test."""
 
     @pytest.fixture
+    @abstractmethod
     def tables(self) -> Tables:
-        """Return empty tables; subclasses must override it."""
-        raise NotImplementedError
+        """Return empty tables."""
 
     def test_no_table(self, tables: Tables) -> None:
         snapshot = tables.snapshot(_ID)
@@ -162,6 +163,32 @@ class TablesSuite:
         assert tables.snapshot(_ID).version == -1
         assert not Path(tables.folder(_ID)).exists()
         assert keys_in(tables, other) == [2]
+
+    def test_tables_are_found_by_how_their_ids_begin(self, tables: Tables) -> None:
+        assert tables.names("project") == []
+        for table_id in ("project/view/b", "project/view/a", "project/other/c", "projects/x/d"):
+            file = write_file(tables, table_id, "a.parquet", [1])
+            tables.commit(table_id, table_schema(), read_version=-1, add=[file], metadata={})
+        found = ["project/other/c", "project/view/a", "project/view/b"]
+        assert tables.names("project") == found
+        assert tables.names("project/view") == found[1:]
+        tables.drop("project/view/a")
+        assert tables.names("project/view") == ["project/view/b"]
+
+    def test_former_versions_are_told_with_what_their_commits_said(self, tables: Tables) -> None:
+        assert tables.history(_ID) == []
+        first = self._commit(tables, -1, [write_file(tables, _ID, "a.parquet", [1])], run="one")
+        second = self._commit(tables, first, [write_file(tables, _ID, "b.parquet", [2])], run="two")
+        removed = tables.snapshot(_ID).files
+        new = [write_file(tables, _ID, "c.parquet", [1, 2, 3])]
+        third = tables.commit(
+            _ID, table_schema(), read_version=second, add=new, remove=removed, metadata={"run": "3"}
+        )
+        told = [(known.version, known.metadata["run"]) for known in tables.history(_ID)]
+        assert told == [(third, "3"), (second, "two"), (first, "one")]
+        assert [file.rows for file in tables.at(_ID, first).files] == [1]
+        assert {file.path for file in tables.at(_ID, second).files} == {f.path for f in removed}
+        assert tables.at(_ID, third) == tables.snapshot(_ID)
 
     def test_vacuum_spares_what_is_referred_to_or_new(self, tables: Tables) -> None:
         self._commit(tables, -1, [write_file(tables, _ID, "a.parquet", [1])])

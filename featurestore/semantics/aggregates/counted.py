@@ -18,10 +18,8 @@ from featurestore.semantics.aggregates.keys import dump_keys, load_keys
 from featurestore.semantics.aggregates.merging import (
     FoldedStates,
     counts_of,
-    firsts,
+    gather,
     offsets_of,
-    owners,
-    sorting,
     spans,
 )
 from featurestore.semantics.aggregates.values import EMPTY, Pool, Scalars, union
@@ -95,18 +93,11 @@ class CountedStates(FoldedStates):
     def fold(self, indexes: Int64s, offsets: Int64s) -> CountedStates:
         """Return merged groups of states."""
         groups = len(offsets) - 1
-        sizes = self.offsets[indexes + 1] - self.offsets[indexes]
-        rows = np.repeat(owners(offsets), sizes)
-        places = spans(self.offsets[indexes], sizes)
-        keys = self.keys[places]
-        order = sorting(rows, keys)
-        rows, keys = rows[order], keys[order]
-        new = np.flatnonzero(firsts(rows, keys))
+        places, new, keys, rows = gather(self.keys, self.offsets, indexes, offsets)
         weights = None
         if self.kind.rule is not None and self.weights is not None:
-            weights = self.weights[places][order]
+            weights = self.weights[places]
             weights = self.kind.rule.reduceat(weights, new) if len(new) else weights
-        rows, keys = rows[new], keys[new]
         sizes = counts_of(rows, groups)
         limit = self.kind.limit
         if limit is not None and sizes.max(initial=0) > limit:

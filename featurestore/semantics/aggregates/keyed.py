@@ -22,7 +22,7 @@ from featurestore.semantics.aggregates.keys import dump_keys, load_keys
 from featurestore.semantics.aggregates.merging import (
     FoldedStates,
     counts_of,
-    firsts,
+    gather,
     offsets_of,
     owners,
     reduce_groups,
@@ -90,18 +90,12 @@ class KeyedStates(FoldedStates):
     def fold(self, indexes: Int64s, offsets: Int64s) -> KeyedStates:
         """Return merged groups of states."""
         groups = len(offsets) - 1
-        sizes = self.offsets[indexes + 1] - self.offsets[indexes]
-        rows = np.repeat(owners(offsets), sizes)
-        places = spans(self.offsets[indexes], sizes)
-        keys = self.keys[places]
-        order = sorting(rows, keys)
-        rows, keys = rows[order], keys[order]
-        new = np.flatnonzero(firsts(rows, keys))
-        inner = self.inner.fold(places[order], np.append(new, len(rows)))
+        places, new, keys, rows = gather(self.keys, self.offsets, indexes, offsets)
+        inner = self.inner.fold(places, np.append(new, len(places)))
         lengths = self.lengths
         if lengths is not None:
             lengths = reduce_groups(np.maximum, lengths[indexes], offsets, _NO_LIST)
-        return self._made(offsets_of(counts_of(rows[new], groups)), keys[new], inner, lengths)
+        return self._made(offsets_of(counts_of(rows, groups)), keys, inner, lengths)
 
     def join(self, parts: Sequence[KeyedStates]) -> KeyedStates:
         """Return the states of all parts."""

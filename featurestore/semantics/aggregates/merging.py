@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -184,6 +184,40 @@ def firsts(*columns: Int64s) -> npt.NDArray[np.bool_]:
 def counts_of(rows: Int64s, groups: int) -> Int64s:
     """Return how many items each group has."""
     return np.bincount(rows, minlength=groups).astype(np.int64)
+
+
+class Gathered(NamedTuple):
+    """The keyed items of merged groups of states, sorted by group, then by key.
+
+    Attributes:
+        places: Where each item stood.
+        new: The first item of each distinct (group, key).
+        keys: The distinct keys, group after group.
+        rows: The group of each.
+    """
+
+    places: Int64s
+    new: Int64s
+    keys: Int64s
+    rows: Int64s
+
+
+def gather(keys: Int64s, held: Int64s, indexes: Int64s, offsets: Int64s) -> Gathered:
+    """Return the items of the states at `indexes`, brought together by group.
+
+    Args:
+        keys: The key of each item.
+        held: Where the items of each state begin, and the end.
+        indexes: States, group after group.
+        offsets: Where each group begins among them, and the end.
+    """
+    sizes = held[indexes + 1] - held[indexes]
+    rows = np.repeat(owners(offsets), sizes)
+    places = spans(held[indexes], sizes)
+    order = sorting(rows, keys[places])
+    places, rows = places[order], rows[order]
+    new = np.flatnonzero(firsts(rows, keys[places]))
+    return Gathered(places, new, keys[places[new]], rows[new])
 
 
 def same_kind(parts: Sequence[States], kind: type[Any]) -> list[Any]:
