@@ -105,7 +105,7 @@ class StateWriter:
             column if column.type.equals(plan.type.arrow) else column.cast(plan.type.arrow)
             for column, plan in zip(log, view.log.features, strict=True)
         ]
-        batch = batch_of(rules.schema, [instants, learnt, *exact])
+        batch = batch_of(rules.schema, [instants, learnt, *exact], rules.horizon)
         pending = self._keys(view, columns[:width], rows.num_rows)
         count = sum(map(len, pending.values()))
         changed = 0

@@ -26,6 +26,7 @@ from featurestore.semantics.states.versions import (
     EMPTY,
     FIXED,
     HEAD,
+    MOVED,
     PAGE,
     SEPARATOR,
     Version,
@@ -100,11 +101,14 @@ def append(
     horizon = NEVER if rules.horizon is None else rules.horizon
     for row in rows:
         event_id = batch.ids[row] + SEPARATOR
-        instant = batch.instants[row]
-        if SEPARATOR + event_id in ids or instant < horizon:
+        place = batch.places[row]
+        if SEPARATOR + event_id in ids or place < horizon:
             return None
         ids += event_id
-        held.latest = max(held.latest, instant)
+        held.latest = max(held.latest, place)
+        if batch.flags[row] == MOVED:
+            # Of a put, what lies at its instant is dropped here; the guard alone is kept.
+            held.horizon = max(held.horizon, horizon)
     _note_positions(held, batch, rows)
     held.counter += 1
     page = b"".join(
@@ -140,7 +144,7 @@ class Job:
         self._header = _header(rules, fields[HEADER])
         self._positions = dict(self._header.applied)
         _note_positions(self._header, batch, rows)
-        self._given = _by_id(batch.version(row, rules.horizon) for row in rows)
+        self._given = _by_id(map(batch.version, rows))
         data = fields[RECENT]
         self._recent = _by_id([] if data is None else read_page(self._schema, data))
         self._index = Index(self._header, fields)

@@ -8,10 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from featurestore.semantics.rows import payloads
+from featurestore.semantics.states.layout import NEVER
 from featurestore.semantics.states.schema import StateSchema
-from featurestore.semantics.states.versions import DELETED, FIXED, MOVED, Version
+from featurestore.semantics.states.versions import DELETED, FIXED, INSTANT, MOVED, Version
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,10 +25,12 @@ class Batch:
 
     Attributes:
         instants: When each happened, microseconds.
-        learnt: When each was learnt; None where that is not known.
+        places: Where each lies: at its instant or, if that is before the horizon, at the instant
+            when it was learnt, where that is kept: a lower version of its event may still come, and
+            must not count then.
+        flags: DELETED, MOVED where it does not lie at its instant.
         ids: The events' ids.
         versions: Their numbers.
-        deleted: Whether each is a deletion.
         partitions: The stream partition that each came from, None for rows of files.
         positions: The position in it.
         payloads: The packed inputs.
@@ -34,32 +38,35 @@ class Batch:
     """
 
     instants: Sequence[int]
-    learnt: Sequence[int | None]
+    places: Sequence[int]
+    flags: Sequence[int]
     ids: Sequence[bytes]
     versions: Sequence[int]
-    deleted: Sequence[bool]
     partitions: Sequence[str | None]
     positions: Sequence[int | None]
     payloads: Sequence[bytes]
     fixed_bytes: int
 
-    def version(self, row: int, horizon: int | None) -> Version:
-        """Return a row as a version of its event.
-
-        One from before the horizon lies at the instant when it was learnt, where that is kept: a
-        lower version of its event may still come, and must not count then.
-        """
-        instant, learnt = self.instants[row], self.learnt[row]
-        flags = DELETED if self.deleted[row] else 0
-        place = instant
-        if horizon is not None and learnt is not None and instant < horizon <= learnt:
-            place, flags = learnt, flags | MOVED
-        return Version(place, self.ids[row], flags, self.versions[row], instant, self.payloads[row])
+    def version(self, row: int) -> Version:
+        """Return a row as a version of its event."""
+        return Version(
+            self.places[row],
+            self.ids[row],
+            self.flags[row],
+            self.versions[row],
+            self.instants[row],
+            self.payloads[row],
+        )
 
     @cached_property
     def tails(self) -> Sequence[bytes]:
-        """The inputs of varying width of each row."""
-        return [payload[self.fixed_bytes :] for payload in self.payloads]
+        """What a page holds of each row behind the ids."""
+        start = self.fixed_bytes
+        tails = [payload[start:] for payload in self.payloads]
+        for row, flags in enumerate(self.flags):
+            if flags & MOVED:
+                tails[row] = INSTANT.pack(self.instants[row]) + tails[row]
+        return tails
 
     @cached_property
     def rows(self) -> Sequence[bytes]:
@@ -67,9 +74,9 @@ class Batch:
         count = len(self.instants)
         matrix = np.zeros((count, FIXED.size + self.fixed_bytes), dtype=np.uint8)
         columns = (
-            (self.instants, "<i8"),
+            (self.places, "<i8"),
             (self.versions, "<i8"),
-            (self.deleted, "u1"),
+            (self.flags, "u1"),
             ([len(tail) for tail in self.tails], "<u4"),
         )
         at = 0
@@ -83,7 +90,7 @@ class Batch:
         return [data[i * size : (i + 1) * size] for i in range(count)]
 
 
-def batch_of(schema: StateSchema, columns: Sequence[pa.Array]) -> Batch:
+def batch_of(schema: StateSchema, columns: Sequence[pa.Array], horizon: int | None) -> Batch:
     """Return the batch of log rows.
 
     Args:
@@ -91,28 +98,39 @@ def batch_of(schema: StateSchema, columns: Sequence[pa.Array]) -> Batch:
         columns: event_timestamp, created_timestamp, event id, version, deleted, partition,
             position, then the inputs, each of exactly its type. Created timestamps, partitions,
             positions and inputs may be null.
+        horizon: What happened before may be dropped; None keeps everything.
 
     Raises:
         DataError: A vector holds a null item, or a map a key twice.
     """
-    instants, learnt, ids, versions, deleted, partitions, positions, *inputs = columns
+    happened, learnt, ids, versions, deleted, partitions, positions, *inputs = columns
+    instants = _integers(happened, 0)
+    places = instants
+    flags = np.where(deleted.to_numpy(zero_copy_only=False), DELETED, 0)
+    if horizon is not None:
+        # What is not known to have been learnt is learnt never.
+        known = _integers(learnt, NEVER)
+        moved = (instants < horizon) & (known >= horizon)
+        places = np.where(moved, known, instants)
+        flags = flags | np.where(moved, MOVED, 0)
     return Batch(
-        _integers(instants),
-        _integers(learnt),
+        instants.tolist(),
+        places.tolist(),
+        flags.tolist(),
         ids.view(_binary()).to_pylist(),
         versions.to_pylist(),
-        deleted.to_pylist(),
         partitions.to_pylist(),
         positions.to_pylist(),
-        payloads(schema.inputs, inputs, len(instants)),
+        payloads(schema.inputs, inputs, len(happened)),
         schema.inputs.fixed_bytes,
     )
 
 
-def _integers(instants: pa.Array) -> list[Any]:
+def _integers(instants: pa.Array, otherwise: int) -> npt.NDArray[np.int64]:
     import pyarrow as pa
 
-    found: list[Any] = instants.cast(pa.timestamp("us", tz="UTC")).view(pa.int64()).to_pylist()
+    numbers = instants.cast(pa.timestamp("us", tz="UTC")).view(pa.int64())
+    found: npt.NDArray[np.int64] = numbers.fill_null(otherwise).to_numpy()
     return found
 
 

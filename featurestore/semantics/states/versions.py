@@ -32,7 +32,7 @@ DELETED, MOVED = 1, 2
 SEPARATOR = b"\xff"
 HEAD = struct.Struct("<BII")
 FIXED = struct.Struct("<qqBI")
-_INSTANT = struct.Struct("<q")
+INSTANT = struct.Struct("<q")
 EMPTY = HEAD.pack(PAGE, 0, 1) + SEPARATOR
 
 
@@ -90,7 +90,7 @@ def canonical(schema: RowSchema, version: Version) -> bytes:
     bits = int.from_bytes(version.payload[:count], "little") << 2 | 3
     wide = (len(schema.names) + 2 + 7) // 8
     deleted = bytes((version.flags & DELETED,))
-    head = bits.to_bytes(wide, "little") + _INSTANT.pack(version.instant) + deleted
+    head = bits.to_bytes(wide, "little") + INSTANT.pack(version.instant) + deleted
     return head + version.payload[count:]
 
 
@@ -103,7 +103,7 @@ def pack_page(schema: StateSchema, versions: Iterable[Version]) -> bytes:
     for place, event_id, flags, number, instant, payload in ordered:
         tail = payload[size:]
         if flags & MOVED:
-            tail = _INSTANT.pack(instant) + tail
+            tail = INSTANT.pack(instant) + tail
         rows += (FIXED.pack(place, number, flags, len(tail)), payload[:size])
         ids += (event_id, SEPARATOR)
         tails.append(tail)
@@ -139,8 +139,8 @@ def _versions(size: int, data: bytes) -> tuple[list[Version], int]:
         end = at + tail
         instant = place
         if flags & MOVED:
-            (instant,) = _INSTANT.unpack_from(data, at)
-            at += _INSTANT.size
+            (instant,) = INSTANT.unpack_from(data, at)
+            at += INSTANT.size
         payload = fixed + data[at:end] if end > at else fixed
         versions.append(Version(place, event_id, flags, number, instant, payload))
         at = end
