@@ -38,10 +38,12 @@ class Sizes:
     Attributes:
         full: Whether to take the large sizes.
         feast: The interpreter of an environment that has Feast, None without a peer.
+        profile: Whether to tell where the server's processor time goes as well.
     """
 
     full: bool = False
     feast: str | None = None
+    profile: bool = False
 
     def pick(self, small: Any, full: Any) -> Any:
         """Return the one that was asked for."""
@@ -67,8 +69,12 @@ class Timing:
     @property
     def p99(self) -> float:
         """The run that one in a hundred exceeds."""
+        return self.quantile(0.99)
+
+    def quantile(self, share: float) -> float:
+        """Return the run that all but this share of the runs exceed."""
         ordered = sorted(self.samples)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def measure(action: Callable[[], object], *, times: int, warmup: int = 1) -> Timing:
@@ -207,7 +213,7 @@ def peak_rss(pid: int | str = "self") -> int:
 def cpu_seconds(pid: int) -> float:
     """Return the processor time of a process and all its threads, and of its children, now."""
     ticks = 0
-    for each in [pid, *_children(pid)]:
+    for each in [pid, *children(pid)]:
         fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -219,11 +225,12 @@ def children_cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that they have."""
     found: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in path.read_text().split():
-            found += [int(child), *_children(int(child))]
+            found += [int(child), *children(int(child))]
     return found
 
 
@@ -275,8 +282,13 @@ def make_views(folder: Path, rows: int, features: Sequence[int]) -> list[View]:
     return views
 
 
-def write_rows(view: View, path: Path, ids: range, *, seed: int, late: bool = False) -> None:
-    """Write a row for each entity in a shuffled order; late ones are older and created later."""
+def write_rows(
+    view: View, path: Path, ids: range, *, seed: int, late: bool = False, days: float | None = None
+) -> None:
+    """Write a row for each entity in a shuffled order; late ones are older and created later.
+
+    Their facts lie in the first 30 days of 2024, or all of them so many days after its begin.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -284,7 +296,10 @@ def write_rows(view: View, path: Path, ids: range, *, seed: int, late: bool = Fa
     random = np.random.default_rng(seed)
     entity = random.permutation(np.arange(ids.start, ids.stop, ids.step, dtype=np.int64))
     first = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp() * 1_000_000)
-    event = first + random.integers(0, 30 * 86_400, len(entity)) * 1_000_000
+    if days is None:
+        event = first + random.integers(0, 30 * 86_400, len(entity)) * 1_000_000
+    else:
+        event = np.full(len(entity), first + int(days * 86_400_000_000))
     created = event + (40 * 86_400_000_000 if late else 1_000_000)
     utc = pa.timestamp("us", tz="UTC")
     columns = {

@@ -1,6 +1,6 @@
 """Runs the benchmarks and prints their tables as Markdown: what `make bench` calls.
 
-    python -m benchmarks [--full] [--feast PYTHON] [--only NAME ...] [--write FILE]
+    python -m benchmarks [--full] [--feast PYTHON] [--only NAME ...] [--profile] [--write FILE]
 
 Feast never enters our environment: it is found by the interpreter of its own. See README.md beside.
 """
@@ -24,7 +24,7 @@ NAMES = (
     "import",
     "materialize",
     "online",
-    "grpc",
+    "serving",
     "point_in_time",
     "windows",
     "states",
@@ -35,7 +35,8 @@ NAMES = (
 def main() -> int:
     """Parse the arguments, run, print, and write if asked."""
     arguments = _parser().parse_args()
-    sizes = Sizes(full=arguments.full, feast=_feast(arguments.feast))
+    feast = _feast(arguments.feast)
+    sizes = Sizes(full=arguments.full, feast=feast, profile=arguments.profile)
     found = versions(sizes.feast)
     _say(f"Versions: {found}.\n")
     for name in arguments.only or NAMES:
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--full", action="store_true", help="large sizes (about twenty minutes)")
     parser.add_argument("--feast", metavar="PYTHON", help="an interpreter that has Feast")
     parser.add_argument("--only", nargs="+", choices=NAMES, help="these benchmarks only")
+    parser.add_argument("--profile", action="store_true", help="serving: where its time goes, too")
     parser.add_argument("--write", type=Path, metavar="FILE", help="keep the tables")
     return parser
 

@@ -1,0 +1,232 @@
+"""Online reads over the network: requests a second, latency, and whose processor time it takes.
+
+Floor: an echo of as many bytes by a grpcio server of the same settings. Peers: Feast's HTTP server
+(`feast serve`) and its gRPC server (`feast listen`). All servers stand ready side by side and are
+loaded in turns, so that whatever else the machine does meets all of them; then ours once more while
+another process materializes into the store that they read. Processor time is read from /proc and
+told apart: the server's with its workers, the store's, the load's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from benchmarks.common import Sizes, Table, cpu_seconds, make_views, micros, number, workplace
+from benchmarks.feast_servers import FeastServers
+from benchmarks.load import CONNECTIONS, Load, drive, tool
+from benchmarks.profiling import profile
+from benchmarks.servers import ENTITIES, THREADS, Contestant, Servers
+from benchmarks.writing import Written, writing
+from featurestore.testing.valkey import ValkeyServer
+
+IN_FLIGHT = (1, 16, 64)
+CASES = tuple((entities, in_flight) for entities in ENTITIES for in_flight in IN_FLIGHT)
+ROWS = 10_000
+VALKEY, LMDB, WORKERS, ECHO = "ours, Valkey", "ours, LMDB", "ours, Valkey, 2 workers", "echo"
+HTTP = f"{VALKEY}, HTTP"
+_WORKERS = 2
+# A case of a server that would take longer is left out; Feast's largest requests do.
+_LONGEST_SECONDS = 10.0
+# A round that takes longer is not taken twice.
+_LONG_SECONDS = 2.0
+_LEAST_REQUESTS = 16
+_BARS = {
+    1: {"Feast HTTP": 25.0, "Feast gRPC": 4.5, ECHO: 0.55},
+    100: {"Feast HTTP": 100.0, "Feast gRPC": 30.0},
+}
+_BAR_CPU = {100: 1e-3}
+_BAR_P50 = {1: 0.5e-3, 100: 1e-3}
+_COLUMNS = (
+    "server", "entities", "in flight", "requests/s", "p50 us", "p99 us",
+    "server CPU us/request", "Valkey CPU us/request", "load CPU us/request",
+)  # fmt: skip
+
+_Key = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Round:
+    """A load, and the processor seconds a request of the server and of the store."""
+
+    load: Load
+    server: float
+    store: float | None
+
+
+class _Turns:
+    """Loads servers in turns and keeps the fastest round of each case.
+
+    Args:
+        seconds: About how long a round lasts.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.best: dict[_Key, Round] = {}
+        self._seconds = seconds
+        self._rates: dict[_Key, float] = {}
+        self.failed: list[_Key] = []
+
+    def take(self, server: Contestant, entities: int, in_flight: int) -> None:
+        """Load a server once, after a warm-up, and keep the round if it was its fastest.
+
+        A peer that fails is left out; that one of ours fails is an error.
+        """
+        key = (server.name, entities, in_flight)
+        if entities not in server.targets or key in self.failed or self._is_slow(key):
+            return
+        try:
+            found = self._round(server, key)
+        except RuntimeError:
+            if server.repository is not None:
+                raise
+            self.failed.append(key)
+            return
+        self._rates[key] = found.load.rate
+        if key not in self.best or found.load.rate > self.best[key].load.rate:
+            self.best[key] = found
+
+    def _is_slow(self, key: _Key) -> bool:
+        """Whether a case would take too long, or a second round of it long for what it tells."""
+        name, entities, in_flight = key
+        alone = self._rates.get((name, entities, 1))
+        if alone is not None and in_flight / alone > _LONGEST_SECONDS:
+            return True
+        return key in self.best and self.best[key].load.seconds > _LONG_SECONDS
+
+    def _round(self, server: Contestant, key: _Key) -> Round:
+        _, entities, in_flight = key
+        target = server.targets[entities]
+        if key not in self._rates:
+            self._rates[key] = drive(target, max(in_flight, 8), in_flight).rate
+        count = max(_LEAST_REQUESTS, in_flight, int(self._rates[key] * self._seconds))
+        before = cpu_seconds(server.pid), cpu_seconds(server.store.pid) if server.store else 0.0
+        load = drive(target, count, in_flight)
+        cpu = (cpu_seconds(server.pid) - before[0]) / count
+        held = (cpu_seconds(server.store.pid) - before[1]) / count if server.store else None
+        return Round(load, cpu, held)
+
+
+def run(sizes: Sizes) -> list[Table]:
+    """Load the server over Valkey and LMDB, the floor, and the peers."""
+    seconds, rounds = sizes.pick(0.6, 2.0), sizes.pick(2, 3)
+    turns, beside = _Turns(seconds), _Turns(seconds)
+    written: dict[str, Written] = {}
+    with workplace() as folder, ExitStack() as stack:
+        views = make_views(folder, ROWS, [20, 20, 20])
+        servers = Servers(folder, views, stack)
+        ours, theirs = (stack.enter_context(ValkeyServer()) for _ in range(2))
+        valkey, lmdb = servers.repository("valkey", ours.url), servers.repository("lmdb", "lmdb:o")
+        mine = [
+            *servers.ours(VALKEY, valkey, ours),
+            *servers.ours(WORKERS, valkey, ours, workers=_WORKERS),
+            *servers.ours(LMDB, lmdb, None, over_http=False),
+        ]
+        others = [servers.echo()]
+        if sizes.feast:
+            others += FeastServers(servers, sizes.feast, theirs).start()
+        for case in CASES:
+            for _ in range(rounds):
+                for server in [*mine, *others]:
+                    turns.take(server, *case)
+        profiles = profile(mine[0]) if sizes.profile else []
+        for repository in (valkey, lmdb):
+            readers = [server for server in mine if server.repository == repository]
+            with writing(repository, views, ROWS) as written[repository.name]:
+                for case in CASES:
+                    for server in readers:
+                        beside.take(server, *case)
+    return [
+        _figures(turns, rounds),
+        _ratios(turns.best),
+        _while_writing(turns.best, beside.best, written),
+        *profiles,
+    ]
+
+
+def _figures(turns: _Turns, rounds: int) -> Table:
+    table = Table(f"Serving 60 float32 features in 3 views, {ROWS:,} entities", _COLUMNS)
+    for key in _ordered(turns.best):
+        table.add(*key, *_cells(turns.best[key]))
+    table.notes += [
+        f"Load: {tool()}; one request over and over.",
+        f"Over gRPC on {CONNECTIONS} connections at most, over HTTP/1.1 on one for each in flight.",
+        f"The fastest of {rounds} rounds, in turns with all the others; of long ones there is one.",
+        f"Server: grpcio with {THREADS} threads, the default; the echo returns as many bytes.",
+        "Feast is asked by references, its fast way, and by a feature service, as ours is.",
+        f"What would take longer than {_LONGEST_SECONDS:.0f} s is left out.",
+        "Before: the values of ours and of the peers were compared; and every answer's size.",
+    ]
+    table.notes += [f"{name} failed: {e} entities, {n} in flight." for name, e, n in turns.failed]
+    return table
+
+
+def _while_writing(
+    best: dict[_Key, Round], beside: dict[_Key, Round], written: dict[str, Written]
+) -> Table:
+    title = "Serving while another process materializes into the same store"
+    table = Table(title, [*_COLUMNS, "rate beside alone", "p99 beside alone"])
+    for key in _ordered(beside):
+        load, alone = beside[key].load, best[key].load
+        rate = f"{load.rate / alone.rate:.3g} x"
+        late = f"{load.timing.p99 / alone.timing.p99:.3g} x"
+        table.add(*key, *_cells(beside[key]), rate, late)
+    table.notes += [
+        f"{name}: {found.rows:,} rows of 20 features in {found.rounds} runs were written online"
+        f" beside the load, {number(found.rows / found.seconds)} rows/s."
+        for name, found in written.items()
+    ]
+    table.notes.append("Server, store, load and materialization share the machine's cores.")
+    return table
+
+
+def _cells(found: Round) -> Sequence[str]:
+    load, held = found.load, found.store
+    return (
+        number(load.rate),
+        micros(load.timing.p50),
+        micros(load.timing.p99),
+        micros(found.server),
+        "" if held is None else micros(held),
+        micros(load.load_cpu / load.requests),
+    )
+
+
+def _ordered(found: dict[_Key, Round]) -> list[_Key]:
+    """Return what was measured case by case, servers in the order in which they came."""
+    names = list(dict.fromkeys(name for name, *_ in found))
+    return sorted(found, key=lambda key: (key[1], key[2], names.index(key[0])))
+
+
+def _ratios(best: dict[_Key, Round]) -> Table:
+    """Compare ours over Valkey with the floor and the peers, case by case."""
+    table = Table(f"Serving: {VALKEY}, beside the others", ["case", "beside", "found", "bar", ""])
+    for entities, in_flight in CASES:
+        mine = best[VALKEY, entities, in_flight]
+        case = f"{entities} x 60, {in_flight} in flight"
+        for name, *where in _ordered(best):
+            if name == VALKEY or where != [entities, in_flight]:
+                continue
+            ratio = mine.load.rate / best[name, entities, in_flight].load.rate
+            bar = _BARS.get(entities, {}).get(name.split(",")[0])
+            shown = "" if bar is None else f">= {bar} x"
+            table.add(case, name, f"{ratio:.3g} x", shown, _verdict(bar, bar and ratio >= bar))
+            if name.startswith("Feast HTTP"):
+                same = best[HTTP, entities, in_flight].load.rate * ratio / mine.load.rate
+                table.add(case, f"{name}: ours over HTTP", f"{same:.3g} x", "", "")
+        if entities in _BAR_CPU:
+            _add_time(table, case, "server CPU a request", mine.server, _BAR_CPU[entities])
+        if entities in _BAR_P50 and in_flight == 1:
+            _add_time(table, case, "p50", mine.load.timing.p50, _BAR_P50[entities])
+    table.notes.append("Rates of ours over Valkey by one process, divided by those of the other.")
+    return table
+
+
+def _add_time(table: Table, case: str, what: str, found: float, bar: float) -> None:
+    verdict = _verdict(bar, found <= bar)
+    table.add(case, what, f"{micros(found)} us", f"<= {micros(bar)} us", verdict)
+
+
+def _verdict(bar: float | None, reached: object) -> str:
+    return "" if bar is None else "reached" if reached else "NOT reached"
