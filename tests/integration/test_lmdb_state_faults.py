@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import random
 import shutil
-import signal
 import threading
 import time
-import traceback
-import warnings
 from functools import partial
 
 import pytest
@@ -24,6 +20,15 @@ from featurestore.adapters.lmdb import store as store_module
 from featurestore.errors import OnlineStoreUnavailableError, StorageError
 from featurestore.ports.online import VERSION, StateChange, StateRead
 from featurestore.testing.online import packed
+from tests.integration.lmdb_faults import (
+    DEADLINE,
+    Worker,
+    a_writer_that_does_not_end,
+    finds_no_room,
+    fork,
+    meanwhile,
+    opened,
+)
 from tests.integration.lmdb_worker import (
     FIELDS,
     KEYS,
@@ -33,7 +38,6 @@ from tests.integration.lmdb_worker import (
     state_version,
     states,
 )
-from tests.integration.test_lmdb_faults import DEADLINE, Worker
 
 KILLS = 20
 NEW_KILLS = 6
@@ -46,9 +50,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def store(path):
-    store = LmdbOnlineStore(path, timeout=10)
-    yield store
-    store.close()
+    yield from opened(path)
 
 
 def dump(path):
@@ -64,38 +66,6 @@ def dump(path):
     return found
 
 
-def kill_at_a_time(writer, chance, longest):
-    moment = time.monotonic() + chance.uniform(0, longest)
-    while time.monotonic() < moment:
-        pass
-    writer.kill()
-    assert writer.process.returncode == -signal.SIGKILL
-
-
-@contextlib.contextmanager
-def meanwhile(*works):
-    """Do each work again and again in a thread of its own."""
-    done, errors = threading.Event(), []
-
-    def repeat(work):
-        try:
-            while not done.is_set():
-                work()
-        except Exception as error:  # noqa: BLE001 - shown by the test
-            errors.append(error)
-
-    threads = [threading.Thread(target=repeat, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join(DEADLINE)
-    assert not errors, str(errors[0])
-
-
 def test_a_writer_of_states_killed_at_any_time(store, path, tmp_path):
     """Each call's changes are there whole, all of them, or none; what was told of is there."""
     chance, told, further = random.Random(13), -1, 0  # noqa: S311
@@ -105,7 +75,7 @@ def test_a_writer_of_states_killed_at_any_time(store, path, tmp_path):
             writer.line()
             start = time.monotonic()
             told = int(writer.line())
-            kill_at_a_time(writer, chance, 2 * (time.monotonic() - start))  # two calls
+            writer.kill_within(chance, 2 * (time.monotonic() - start))  # two calls
         version = state_version(store)
         assert version >= told
         further += version > told
@@ -131,7 +101,7 @@ def test_the_first_writer_of_states_killed_at_any_time(tmp_path):
         store.write(KEYS[:3], rows(1)[:3], None)
         with Worker("write_state_versions", path) as writer:
             assert writer.line() == "open"
-            kill_at_a_time(writer, chance, 0.03)
+            writer.kill_within(chance, 0.03)
         version = next_version(store)
         assert state_version(store) == version
         assert store.read(KEYS[:4]) == [*rows(1)[:3], None]
@@ -246,9 +216,7 @@ def test_a_map_that_another_process_grew_by_states(path):
 
 
 def test_a_disk_that_states_fill(path):
-    with Worker("fill_disk_with_states", path) as worker:
-        assert worker.line() == "The online store finds no room."
-        worker.finish()
+    finds_no_room("fill_disk_with_states", path)
     store = LmdbOnlineStore(path)
     assert state_version(store) == 2
     store.close()
@@ -283,15 +251,8 @@ def test_states_are_deleted_whole(store, monkeypatch):
 def test_states_while_a_writer_does_not_end(store, path):
     store.write_states(states(1, None))
     impatient = LmdbOnlineStore(path, timeout=0.2)
-    with Worker("hold_write_lock", path) as writer:
-        assert writer.line() == "locked"
-        os.kill(writer.process.pid, signal.SIGSTOP)
-        start = time.monotonic()
-        with pytest.raises(OnlineStoreUnavailableError, match=r"within 0\.2 s"):
-            impatient.write_states(states(2, 1))
-        assert time.monotonic() - start < 5
+    with a_writer_that_does_not_end(path, lambda: impatient.write_states(states(2, 1))):
         assert state_version(impatient) == 1
-        writer.kill()
     assert impatient.write_states(states(2, 1)) == [True] * len(KEYS)
     impatient.close()
 
@@ -340,29 +301,18 @@ def test_a_fork_amid_changes_of_states(store):
         assert all(store.write_states(states(version, version - 1, KEYS[:100])))
         assert state_version(store, KEYS[100:]) == 1
 
-    with meanwhile(work):
-        for child in range(8):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                pid = os.fork()
-            if pid == 0:
-                os._exit(_in_child(store, child))
-            assert os.waitpid(pid, 0)[1] == 0
-    found, _ = store.read_states([StateRead(SPACE + b"child%d" % i, FIELDS[:1]) for i in range(8)])
-    assert found == [[b"%d" % i] for i in range(8)]
-    assert all(store.write_states(states(2, 1, KEYS[100:])))
-    assert store._environment.handle().reader_check() == 0
-
-
-def _in_child(store, child):
-    signal.alarm(DEADLINE)
-    try:
-        key, value = SPACE + b"child%d" % child, b"%d" % child
+    def child(number):
+        key, value = SPACE + b"child%d" % number, b"%d" % number
         right = store.write_states([StateChange(key, None, {VERSION: b"1", FIELDS[0]: value})])[0]
         right = right and store.read_states([StateRead(key, FIELDS[:1])]) == ([[value]], [])
         right = right and state_version(store, KEYS[100:]) == 1
         store.close()
-    except Exception:  # noqa: BLE001 - the status tells
-        traceback.print_exc()
-        return 2
-    return 0 if right else 1
+        return right
+
+    with meanwhile(work):
+        for number in range(8):
+            fork(partial(child, number))
+    found, _ = store.read_states([StateRead(SPACE + b"child%d" % i, FIELDS[:1]) for i in range(8)])
+    assert found == [[b"%d" % i] for i in range(8)]
+    assert all(store.write_states(states(2, 1, KEYS[100:])))
+    assert store._environment.handle().reader_check() == 0

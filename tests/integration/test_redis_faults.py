@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import threading
-import time
 import warnings
 
 import pytest
@@ -16,24 +15,30 @@ from featurestore.adapters.redis.script import NEWER_WINS
 from featurestore.clock import SystemClock
 from featurestore.errors import (
     AuthenticationError,
-    OnlineStoreUnavailableError,
-    SettingsError,
     StorageError,
 )
 from featurestore.testing.online import fresh_namespace, packed
 from featurestore.testing.valkey import ValkeyServer, acl_user, wait_until
+from tests.integration.faults import (
+    GONE,
+    KEYS,
+    SLACK,
+    SPACE,
+    a_replica_of_nobody,
+    driver_of,
+    each_answer,
+    emptied,
+    full,
+    looks_like,
+    opened,
+    restarted_amid_idle_connections,
+    rows,
+    took,
+)
 from tests.integration.wire import Listener, answer, drip, fall_deaf, hang_up, silent, tls_proxy
 
-GONE = OnlineStoreUnavailableError
-SPACE = b"\x00*space\xff"
-KEYS = [SPACE + b"%d" % i for i in range(600)]
-SLACK = 1.0  # for a machine that is busy with other tests
 PASSWORD = "s3cret pa/ss@wörd"  # noqa: S105
 WRONG = "wrong-" + PASSWORD
-
-
-def rows(event):
-    return [packed(event, payload=b"%d" % i) for i in range(len(KEYS))]
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +50,17 @@ def shared():
 
 @pytest.fixture
 def server(shared):
-    shared.command("FLUSHALL")
-    return shared
+    return emptied(shared)
 
 
 @pytest.fixture
 def store(server):
-    store = RedisOnlineStore.from_url(server.url, timeout=5)
-    yield store
-    store.close()
+    yield from opened(server.url)
 
 
 @pytest.fixture
 def raw(server):
-    from redis import Redis
-
-    with Redis.from_url(server.url) as client:
-        yield client
-
-
-def took(call):
-    """Return how long a call took that finds the store gone."""
-    start = time.monotonic()
-    with pytest.raises(GONE):
-        call()
-    return time.monotonic() - start
+    yield from driver_of(server)
 
 
 def calls(store):
@@ -113,13 +104,7 @@ def test_a_server_that_is_stopped_and_comes_back(store, server):
 def test_connections_that_the_server_closed(store, server):
     """After a restart every idle connection is dead; no call fails for it."""
     for kind in ("read", "write", "count"):
-        idle = [store._routes._server.borrow(check=True) for _ in range(8)]
-        for connection in idle:
-            connection.connect()
-            store._routes._server.give_back(connection)
-        server.stop()
-        server.start()
-        calls(store)[kind]()
+        restarted_amid_idle_connections(store, server, 8, calls(store)[kind])
 
 
 def test_a_server_that_hangs(store, server):
@@ -180,30 +165,7 @@ def test_a_timeout_is_not_tried_again():
         store.close()
 
 
-ANSWERS = [
-    ("LOADING Redis is loading the dataset in memory", GONE),
-    ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", GONE),
-    ("CLUSTERDOWN The cluster is down", GONE),
-    ("TRYAGAIN Multiple keys request during rehashing of slot", GONE),
-    ("BUSY Redis is busy running a script. You can only call SCRIPT KILL.", GONE),
-    ("NOREPLICAS Not enough good replicas to write.", GONE),
-    ("ERR max number of clients reached", GONE),
-    ("READONLY You can't write against a read only replica.", StorageError),
-    ("ERR Error running script: @user_script: -READONLY You can't write against", StorageError),
-    ("OOM command not allowed when used memory > 'maxmemory'.", StorageError),
-    ("MISCONF Redis is configured to save RDB snapshots", StorageError),
-    ("WRONGTYPE Operation against a key holding the wrong kind of value", StorageError),
-    ("ERR unknown command 'EVALSHA'", StorageError),
-    ("NOAUTH Authentication required.", AuthenticationError),
-    ("NOPERM User u has no permissions to run the 'mget' command", AuthenticationError),
-    ("WRONGPASS invalid username-password pair or user is disabled.", AuthenticationError),
-    ("ERR ACL failure in script: User u has no permissions", AuthenticationError),
-    ("MOVED 3999 127.0.0.1:6381", SettingsError),
-    ("CROSSSLOT Keys in request don't hash to the same slot", SettingsError),
-]
-
-
-@pytest.mark.parametrize(("text", "error"), ANSWERS, ids=[a[:28] for a, _ in ANSWERS])
+@each_answer
 @pytest.mark.parametrize("kind", ["read", "write", "ping", "count", "delete"])
 def test_each_answer_has_its_error(text, error, kind):
     with Listener(answer(f"-{text}\r\n".encode())) as server:
@@ -215,9 +177,7 @@ def test_each_answer_has_its_error(text, error, kind):
         with pytest.raises(error) as caught:
             (calls(store) | few)[kind]()
         assert type(caught.value) is error
-        assert f"redis://127.0.0.1:{server.port}" in str(caught.value)
-        assert text.split(maxsplit=1)[1].rstrip(".") in str(caught.value)
-        assert caught.value.hint
+        looks_like(text, caught.value, server.url)
         store.close()
 
 
@@ -268,31 +228,23 @@ def test_scripts_that_the_server_forgot(store, server):
 
 def test_a_full_server(store, server):
     store.write(KEYS, rows(1), None)
-    server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
-    server.command("CONFIG", "SET", "maxmemory", 1)
-    try:
+    with full(server):
         with pytest.raises(StorageError, match="out of memory") as caught:
             store.write(KEYS, rows(2), None)
         assert "maxmemory" in caught.value.hint
         assert store.read(KEYS) == rows(1)
-    finally:
-        server.command("CONFIG", "SET", "maxmemory", 0)
     assert store.write(KEYS, rows(2), None) == len(KEYS)
 
 
 def test_a_replica(store, server):
     store.write(KEYS, rows(1), None)
-    server.command("REPLICAOF", "127.0.0.1", 1)
-    try:
+    with a_replica_of_nobody(server):
         with pytest.raises(StorageError, match="read-only replica") as caught:
             store.write(KEYS, rows(2), None)
         assert "primary" in caught.value.hint
         assert store.read(KEYS) == rows(1)
         server.command("CONFIG", "SET", "replica-serve-stale-data", "no")
         assert took(lambda: store.read(KEYS)) < SLACK
-    finally:
-        server.command("CONFIG", "SET", "replica-serve-stale-data", "yes")
-        server.command("REPLICAOF", "NO", "ONE")
     assert store.write(KEYS, rows(2), None) == len(KEYS)
 
 

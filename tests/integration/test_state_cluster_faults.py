@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from featurestore.adapters.redis import RedisOnlineStore
-from featurestore.adapters.redis import store as store_module
-from featurestore.errors import OnlineStoreUnavailableError, SettingsError, StorageError
+from featurestore.errors import SettingsError, StorageError
 from featurestore.ports.online import StateRead
 from featurestore.testing.online import packed
 from featurestore.testing.valkey import wait_until
-from tests.integration.test_redis_cluster_faults import (
-    SPACE,
-    give,
+from tests.integration.faults import (
+    CLUSTER_SPACE,
+    GONE,
+    another_map,
+    brought_back,
+    changes,
+    counted_trips,
+    emptied_cluster,
+    forty_slots,
+    half_moved,
     moving,
-    owner,
+    opened,
     slot_of,
     spread,
     tagged,
+    those_first,
+    those_of,
+    took,
+    versions,
+    without_those_of,
 )
-from tests.integration.test_state_faults import changes, versions
-
-GONE = OnlineStoreUnavailableError
 
 
 @pytest.fixture
 def cluster(valkey_cluster):
-    for node in valkey_cluster.nodes:
-        node.command("FLUSHALL")
-    yield valkey_cluster
-    for node in valkey_cluster.nodes:
-        node.command("FLUSHALL")
+    yield from emptied_cluster(valkey_cluster)
 
 
 @pytest.fixture
 def store(cluster):
-    store = RedisOnlineStore.from_url(cluster.url, timeout=5)
-    yield store
-    store.close()
+    yield from opened(cluster.url)
 
 
 def test_states_of_a_slot_on_its_way(store, cluster):
@@ -53,40 +53,30 @@ def test_states_of_a_slot_on_its_way(store, cluster):
         assert giver.command("DBSIZE") == taker.command("DBSIZE") == "2"
         assert versions(store, [*keys, keys[0] + b"gap"]) == [2, 2, 2, 2, None]
         # One state has moved, the other has not.
-        giver.command("MIGRATE", "127.0.0.1", taker.port, keys[0].decode(), 0, 5_000)
+        moves = half_moved(cluster, keys, giver, taker)
+        next(moves)
         assert store.write_states(changes(3, 2, keys)) == [True] * len(keys)
         assert store.write_states(changes(3, 2, keys)) == [False] * len(keys)
         assert versions(store, keys) == [3] * len(keys)
-        giver.command("MIGRATE", "127.0.0.1", taker.port, keys[1].decode(), 0, 5_000)
-        give(cluster, slot_of(keys[0]), giver, taker)
+        next(moves)
         # The store still believes that the slot is where it was.
         assert versions(store, keys) == [3] * len(keys)
         assert store._routes._moves > 0
         assert store.write_states(changes(4, 3, keys)) == [True] * len(keys)
-        assert store.count(SPACE.encode()) == len(keys)
-        assert store.delete_namespace(SPACE.encode()) == len(keys)
+        assert store.count(CLUSTER_SPACE) == len(keys)
+        assert store.delete_namespace(CLUSTER_SPACE) == len(keys)
 
 
 def test_states_under_another_map(store, cluster):
     """Slots that have moved at once are found, and the map is read again."""
-    giver, taker = cluster.nodes[0], cluster.nodes[1]
-    keys = {slot_of(key): key for key in spread(3_000) if owner(cluster, slot_of(key)) is giver}
-    keys = dict(list(keys.items())[:40])
-    few = list(keys.values())
+    few = forty_slots(cluster)
     assert versions(store, few) == [None] * len(few)
-    for slot in keys:
-        give(cluster, slot, giver, taker)
-    try:
+    with another_map(cluster, few) as taker:
         assert store.write_states(changes(1, None, few)) == [True] * len(few)
         assert store._routes._moves == len(few)
         assert versions(store, few) == [1] * len(few)
         assert store._routes._moves == 0
         assert int(taker.command("DBSIZE")) == len(few)
-    finally:
-        taker.command("FLUSHALL")
-        for slot in keys:
-            give(cluster, slot, taker, giver)
-        cluster.wait()
 
 
 def test_state_scripts_that_one_node_forgot(store, cluster):
@@ -102,13 +92,7 @@ def test_states_and_rows_of_all_nodes_in_one_round_trip(store, monkeypatch):
     keys, rows = spread(), [key + b"row" for key in spread()]
     store.write(rows, [packed(i) for i in range(len(rows))], None)
     store.write_states(changes(1, None, keys))
-    exchange, trips = store_module.exchange, []
-
-    def counted(plan, *arguments, **options):
-        trips.append(len(plan))
-        return exchange(plan, *arguments, **options)
-
-    monkeypatch.setattr(store_module, "exchange", counted)
+    trips = counted_trips(monkeypatch)
     found, values = store.read_states([StateRead(key, [b"v"]) for key in keys], rows)
     assert found == [[b"1"]] * len(keys)
     assert values == [packed(i) for i in range(len(rows))]
@@ -130,22 +114,18 @@ def test_a_row_where_a_state_is_expected_in_a_cluster(store):
 
 def test_states_of_a_node_that_hangs(store, cluster):
     node = cluster.nodes[1]
-    # Its keys come first, so that the answers of the others have come and are not read yet.
-    keys = sorted(spread(), key=lambda key: owner(cluster, slot_of(key)) is not node)
+    keys = those_first(cluster, node)
     store.write_states(changes(1, None, keys))
     hasty = RedisOnlineStore.from_url(cluster.url, timeout=0.3)
-    assert versions(hasty, keys) == [1] * len(keys)
+    wait_until(lambda: _answers(hasty, keys), what="its connections")
     node.pause()
     try:
         for call in (
             lambda: hasty.write_states(changes(2, 1, keys)),
             lambda: versions(hasty, keys),
         ):
-            start = time.monotonic()
-            with pytest.raises(GONE):
-                call()
-            assert time.monotonic() - start < 1.3
-        there = [key for key in keys if owner(cluster, slot_of(key)) is not node]
+            assert took(call) < 1.3
+        there = without_those_of(cluster, node, keys)
         found = versions(store, there)
         assert set(found) <= {1, 2}
     finally:
@@ -162,19 +142,14 @@ def test_states_of_a_node_that_dies_and_comes_back(store, cluster):
     keys = spread()
     store.write_states(changes(1, None, keys))
     node = cluster.nodes[2]
-    lost = [key for key in keys if owner(cluster, slot_of(key)) is node]
+    lost = those_of(cluster, node, keys)
     node.stop()
     for call in (
         lambda: versions(store, keys),
         lambda: store.write_states(changes(2, 1, keys)),
     ):
-        start = time.monotonic()
-        with pytest.raises(GONE) as caught:
-            call()
-        assert time.monotonic() - start < 1
-        assert "redis+cluster://127.0.0.1" in str(caught.value)
-    node.start()
-    cluster.wait()
+        assert took(call, "redis+cluster://127.0.0.1") < 1
+    brought_back(cluster, node)
     assert versions(store, lost) == [None] * len(lost)
     kept = [key for key in keys if key not in lost]
     found = versions(store, kept)

@@ -9,45 +9,37 @@ import time
 import pytest
 
 from featurestore.adapters.redis import RedisOnlineStore
-from featurestore.adapters.redis import store as store_module
 from featurestore.clock import SystemClock
 from featurestore.errors import (
     AuthenticationError,
-    OnlineStoreUnavailableError,
     RequestError,
     StorageError,
 )
 from featurestore.ports.online import VERSION, StateChange, StateRead
 from featurestore.testing.online import packed
 from featurestore.testing.valkey import ValkeyServer, acl_user, wait_until
-from tests.integration.test_redis_faults import ANSWERS
+from tests.integration.faults import (
+    FIELDS,
+    GONE,
+    KEYS,
+    SLACK,
+    SPACE,
+    a_replica_of_nobody,
+    changes,
+    counted_trips,
+    driver_of,
+    each_answer,
+    emptied,
+    full,
+    looks_like,
+    opened,
+    restarted_amid_idle_connections,
+    took,
+    versions,
+)
 from tests.integration.wire import Listener, answer, fall_deaf, hang_up, silent
 
-GONE = OnlineStoreUnavailableError
-SPACE = b"\x00*space\xff"
-KEYS = [SPACE + b"%d" % i for i in range(600)]
-FIELDS = [b"field%d" % i for i in range(4)]
-SLACK = 1.0  # for a machine that is busy with other tests
 KILLS = 8
-
-
-def changes(version, old, keys=KEYS, *, size=200, expires_us=0):
-    """Changes to a version; every field tells it, and one comes and goes with each version."""
-    expected = None if old is None else b"%d" % old
-    odd = version % 2
-    put = {VERSION: b"%d" % version}
-    put |= dict.fromkeys(FIELDS[odd:], (b"%d|" % version) * (size // (len(str(version)) + 1)))
-    return [StateChange(key, expected, put, FIELDS[:odd], expires_us) for key in keys]
-
-
-def versions(store, keys=KEYS, **options):
-    """The version of each state, None where there is none; each is whole."""
-    found, _ = store.read_states([StateRead(key, [VERSION, *FIELDS]) for key in keys])
-    whole = {(None,) * (1 + len(FIELDS)): None}
-    for version in {state[0] for state in found} - {None}:
-        (change,) = changes(int(version), None, keys[:1], **options)
-        whole[tuple(change.put.get(name) for name in (VERSION, *FIELDS))] = int(version)
-    return [whole[tuple(state)] for state in found]
 
 
 @pytest.fixture(scope="module")
@@ -59,23 +51,17 @@ def shared():
 
 @pytest.fixture
 def server(shared):
-    shared.command("FLUSHALL")
-    return shared
+    return emptied(shared)
 
 
 @pytest.fixture
 def store(server):
-    store = RedisOnlineStore.from_url(server.url, timeout=5)
-    yield store
-    store.close()
+    yield from opened(server.url)
 
 
 @pytest.fixture
 def raw(server):
-    from redis import Redis
-
-    with Redis.from_url(server.url) as client:
-        yield client
+    yield from driver_of(server)
 
 
 def calls(store, keys=KEYS):
@@ -83,14 +69,6 @@ def calls(store, keys=KEYS):
         "read_states": lambda: versions(store, keys),
         "write_states": lambda: store.write_states(changes(1, None, keys)),
     }
-
-
-def took(call):
-    """Return how long a call took that finds the store gone."""
-    start = time.monotonic()
-    with pytest.raises(GONE):
-        call()
-    return time.monotonic() - start
 
 
 def test_a_server_killed_amid_changes():
@@ -148,13 +126,7 @@ def test_states_of_a_server_that_is_stopped_and_comes_back(store, server):
 def test_state_connections_that_the_server_closed(store, server):
     """After a restart every idle connection is dead; no call fails for it."""
     for kind in ("read_states", "write_states"):
-        idle = [store._routes._server.borrow(check=True) for _ in range(4)]
-        for connection in idle:
-            connection.connect()
-            store._routes._server.give_back(connection)
-        server.stop()
-        server.start()
-        calls(store)[kind]()
+        restarted_amid_idle_connections(store, server, 4, calls(store)[kind])
 
 
 def test_changes_while_a_server_hangs(store, server):
@@ -210,7 +182,7 @@ def test_changes_are_never_sent_again(kind, connections):
         store.close()
 
 
-@pytest.mark.parametrize(("text", "error"), ANSWERS, ids=[a[:28] for a, _ in ANSWERS])
+@each_answer
 @pytest.mark.parametrize("kind", ["read_states", "write_states"])
 def test_each_answer_to_states_has_its_error(text, error, kind):
     with Listener(answer(f"-{text}\r\n".encode())) as server:
@@ -218,9 +190,7 @@ def test_each_answer_to_states_has_its_error(text, error, kind):
         with pytest.raises(error) as caught:
             calls(store, KEYS[:1])[kind]()
         assert type(caught.value) is error
-        assert f"redis://127.0.0.1:{server.port}" in str(caught.value)
-        assert text.split(maxsplit=1)[1].rstrip(".") in str(caught.value)
-        assert caught.value.hint
+        looks_like(text, caught.value, server.url)
         store.close()
 
 
@@ -259,14 +229,7 @@ def test_states_and_rows_in_one_round_trip(store, monkeypatch):
     rows = [key + b"row" for key in KEYS]
     store.write(rows, [packed(i) for i in range(len(rows))], None)
     store.write_states(changes(1, None))
-    trips = []
-
-    def counted(plan, *arguments, **options):
-        trips.append(len(plan))
-        return exchange(plan, *arguments, **options)
-
-    exchange = store_module.exchange
-    monkeypatch.setattr(store_module, "exchange", counted)
+    trips = counted_trips(monkeypatch)
     found, values = store.read_states([StateRead(key, [VERSION]) for key in KEYS], rows)
     assert trips == [1]
     assert found == [[b"1"]] * len(KEYS)
@@ -287,10 +250,8 @@ def test_a_server_that_states_fill(store, server):
     """The change that finds no memory is not made, those before it are; none is half made."""
     size = 5_000
     store.write_states(changes(1, None, size=size))
-    server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
     more = [SPACE + b"more%d" % i for i in range(1_000)]
-    try:
-        server.command("CONFIG", "SET", "maxmemory", 1)
+    with full(server):
         with pytest.raises(StorageError, match="out of memory") as caught:
             store.write_states(changes(2, 1, size=size))
         assert "maxmemory" in caught.value.hint
@@ -301,8 +262,6 @@ def test_a_server_that_states_fill(store, server):
             store.write_states(changes(2, None, more, size=size))
         found = versions(store, more, size=size)
         assert set(found) == {2, None}
-    finally:
-        server.command("CONFIG", "SET", "maxmemory", 0)
     again = store.write_states(changes(2, None, more, size=size))
     assert again == [version is None for version in found]
     assert versions(store, more, size=size) == [2] * len(more)
@@ -310,17 +269,13 @@ def test_a_server_that_states_fill(store, server):
 
 def test_states_of_a_replica(store, server):
     store.write_states(changes(1, None))
-    server.command("REPLICAOF", "127.0.0.1", 1)
-    try:
+    with a_replica_of_nobody(server):
         with pytest.raises(StorageError, match="read-only replica") as caught:
             store.write_states(changes(2, 1))
         assert "primary" in caught.value.hint
         assert versions(store) == [1] * len(KEYS)
         server.command("CONFIG", "SET", "replica-serve-stale-data", "no")
         assert took(lambda: versions(store)) < SLACK
-    finally:
-        server.command("CONFIG", "SET", "replica-serve-stale-data", "yes")
-        server.command("REPLICAOF", "NO", "ONE")
     assert all(store.write_states(changes(2, 1)))
 
 

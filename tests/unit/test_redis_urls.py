@@ -86,3 +86,67 @@ def test_nothing_shows_a_password():
     assert "s3cret" not in repr(location)
     assert location.scrub("said s3cret aloud") == "said *** aloud"
     assert parse_location("redis://h", None, None).scrub("as it was") == "as it was"
+
+
+@pytest.mark.parametrize(
+    ("url", "label", "hosts", "tls", "replicas"),
+    [
+        ("redis+sentinel://a/s", "redis+sentinel://a:26379/s", [("a", 26379)], False, 1),
+        (
+            "redis+sentinel://u:p%40ss@a:1,[::1]:2,b/my-service/3",
+            "redis+sentinel://u@a:1,[::1]:2,b:26379/my-service/3",
+            [("a", 1), ("::1", 2), ("b", 26379)],
+            False,
+            1,
+        ),
+        (
+            "rediss+sentinel://a:1/s/0?replicas=0&ssl_ca_certs=/c.pem",
+            "rediss+sentinel://a:1/s",
+            [("a", 1)],
+            True,
+            0,
+        ),
+        ("redis+sentinel://a:1/s?replicas=2", "redis+sentinel://a:1/s", [("a", 1)], False, 2),
+    ],
+)
+def test_urls_of_sentinels(url, label, hosts, tls, replicas):
+    location = parse_location(url, None, None, sentinel_login=("watcher", "s3cret"))
+    assert (location.label, list(location.sentinels), location.tls) == (label, hosts, tls)
+    assert location.service in {"s", "my-service"}
+    assert location.replicas == replicas
+    login = {"username": "watcher", "password": "s3cret"}
+    assert location.sentinel_options.items() >= login.items()
+    assert location.sentinel_options.get("ssl_ca_certs") == location.options.get("ssl_ca_certs")
+    assert "s3cret" not in repr(location)
+    assert location.scrub("no s3cret, p@ss") == (
+        "no ***, ***" if "p%40ss" in url else "no ***, p@ss"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("redis+sentinel://u:s3cret@a:1", "cannot be read"),
+        ("redis+sentinel://u:s3cret@a:1/", "cannot be read"),
+        ("redis+sentinel://u:s3cret@/s", "cannot be read"),
+        ("redis+sentinel://u:s3cret@a:1,/s", "cannot be read"),
+        ("redis+sentinel://u:s3cret@a:1,b:port/s", "cannot be read"),
+        ("redis+sentinel://u:s3cret@a,u:s3cret@b/s", "cannot be read"),
+        ("redis+sentinel://u:s3cret@a:1/s/x", "database number"),
+        ("redis+sentinel://u:s3cret@a:1/s?replicas=x", "option 'replicas'"),
+        ("redis+sentinel://u:s3cret@a:1/s?replicas=-1", "option 'replicas'"),
+        ("redis+sentinel://u:s3cret@a:1/s?replicas=", "option 'replicas'"),
+        ("redis+sentinel://u:s3cret@a:1/s?replicas=101", "option 'replicas'"),
+    ],
+)
+def test_urls_of_sentinels_that_are_refused(url, message):
+    test_refused(url, message)
+
+
+def test_replicas_are_waited_for_where_it_is_asked_for():
+    assert parse_location("redis://h", None, None).replicas == 0
+    assert parse_location("redis+cluster://h?replicas=1", None, None).replicas == 1
+    location = parse_location("redis://h?replicas=2", None, None)
+    assert location.replicas == 2
+    assert location.options == {}
+    assert location.label == "redis://h:6379"

@@ -177,6 +177,10 @@ class LmdbOnlineStore:
         """Return when the file can be read."""
         self._reading(lambda txn: txn.id())
 
+    def cautions(self) -> list[str]:
+        """Return nothing: a file loses nothing that was written."""
+        return []
+
     def close(self) -> None:
         """Let go of the file; the last store over it in this process closes it."""
         if not self._closed:

@@ -85,11 +85,25 @@ class _DeadlineSocket:
         return getattr(self._socket, name)
 
 
-def connection_class(deadline: Deadline, *, tls: bool) -> type[Connection]:
-    """Return a class of connections that keep to a deadline."""
+class NotPrimaryError(RedisConnectionError):
+    """A server that should be the primary is a replica: the primary is another by now, or soon."""
+
+
+def connection_class(deadline: Deadline, *, tls: bool, primary: bool = False) -> type[Connection]:
+    """Return a class of connections that keep to a deadline.
+
+    Args:
+        deadline: Bounds whatever they do.
+        tls: Whether they speak TLS.
+        primary: Whether they refuse to be connected to a replica.
+    """
     base: Any = SSLConnection if tls else Connection
 
     class DeadlineConnection(base):  # type: ignore[misc]
+        # The socket below the deadlines, and what `direct` keeps of it; new with each connect.
+        own_socket: Any = None
+        line: Any = None
+
         # The driver asks for these before each connect and handshake.
         @property
         def socket_timeout(self) -> float:
@@ -108,7 +122,8 @@ def connection_class(deadline: Deadline, *, tls: bool) -> type[Connection]:
             pass
 
         def _connect(self) -> _DeadlineSocket:
-            return _DeadlineSocket(super()._connect(), deadline.left)
+            self.own_socket, self.line = super()._connect(), None
+            return _DeadlineSocket(self.own_socket, deadline.left)
 
         def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002
             super().on_connect_check_health(check_health)
@@ -117,15 +132,26 @@ def connection_class(deadline: Deadline, *, tls: bool) -> type[Connection]:
                 # reason is never read. Asked for little, it says so.
                 self.send_command("PING", check_health=False)
                 _reply(self)
+            if primary:
+                _refuse_replica(self)
 
     return DeadlineConnection
 
 
-def connection_options(location: Location, deadline: Deadline) -> dict[str, Any]:
-    """Return the driver's options for such connections, without host, port and retries."""
+def connection_options(
+    location: Location, deadline: Deadline, *, sentinel: bool = False
+) -> dict[str, Any]:
+    """Return the driver's options for such connections, without host, port and retries.
+
+    Args:
+        location: What they lead to.
+        deadline: Bounds whatever they do.
+        sentinel: Whether they lead to its sentinels instead.
+    """
+    primary = location.service is not None and not sentinel
     return {
-        **location.options,
-        "connection_class": connection_class(deadline, tls=location.tls),
+        **(location.sentinel_options if sentinel else location.options),
+        "connection_class": connection_class(deadline, tls=location.tls, primary=primary),
         "driver_info": None,  # else two more round trips a connection
         "protocol": 2,
         "socket_read_size": _READ_BYTES,
@@ -238,6 +264,14 @@ def exchange(
                 connection.disconnect()
             server.give_back(connection)
     return replies
+
+
+def _refuse_replica(connection: Any) -> None:
+    connection.send_command("ROLE", check_health=False)
+    role = connection.read_response()[0]
+    if role != b"master":
+        place = f"{connection.host}:{connection.port}"
+        raise NotPrimaryError(f"{place} is not the primary but a {role.decode()}")
 
 
 def _reply(connection: Any) -> Any:

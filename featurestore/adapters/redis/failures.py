@@ -5,9 +5,12 @@ The server's own words are kept; a password in them is not.
 
 from __future__ import annotations
 
+import re
+
 from redis import exceptions as redis_errors
 
-from featurestore.adapters.redis.location import Location
+from featurestore.adapters.redis.connection import NotPrimaryError
+from featurestore.adapters.redis.location import Location, Subject
 from featurestore.errors import (
     AuthenticationError,
     FeatureStoreError,
@@ -31,6 +34,8 @@ _NOT_STALE = (
     redis_errors.MaxConnectionsError,
 )
 _OF_A_CLUSTER = (redis_errors.AskError, redis_errors.ClusterCrossSlotError)
+_COMMAND = re.compile(r"permissions to run the '([\w|-]+)' command")
+_KEYS = re.compile(r"permissions to access .*key", re.IGNORECASE)
 # Answers of a server that is there but cannot serve now; most arrive as plain ResponseError.
 _BUSY = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING", "BUSY", "NOREPLICAS", "MOVED", "ASK")
 # Scripts wrap the words of the commands inside them, so the words are looked for anywhere.
@@ -48,9 +53,33 @@ _STORAGE = (
 )
 
 
+class SentinelsRefusedError(redis_errors.AuthenticationError):
+    """The sentinels refused the user, so that nobody names the primary."""
+
+
+class TooFewReplicasError(redis_errors.RedisError):
+    """A write was made, and not enough replicas have it."""
+
+
+def check_kept(counts: list[int], needed: int) -> None:
+    """Return if each of these numbers of replicas is enough.
+
+    Raises:
+        TooFewReplicasError: One is not.
+    """
+    fewest = min(counts, default=needed)
+    if fewest < needed:
+        raise TooFewReplicasError(f"{fewest} of {needed} replicas have it")
+
+
 def is_stale(error: BaseException) -> bool:
     """Whether a connection broke, so that another one may serve the same call."""
     return isinstance(error, redis_errors.ConnectionError) and not isinstance(error, _NOT_STALE)
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether a server refused the user."""
+    return isinstance(error, _REFUSED) or any(words in _words(error) for words in _REFUSED_WORDS)
 
 
 def is_read_only(error: BaseException) -> bool:
@@ -69,15 +98,10 @@ def translate(error: BaseException, location: Location) -> FeatureStoreError:
             got=text,
             hint=subject.of_a_cluster,
         )
-    if isinstance(error, _REFUSED) or any(words in text for words in _REFUSED_WORDS):
-        return AuthenticationError(
-            f"The {subject.name} refused the user.",
-            where=location.label,
-            got=text,
-            hint=f"Check {subject.user} and the user's permissions:"
-            " it reads, writes, scans and runs scripts.",
-        )
-    if isinstance(error, redis_errors.ResponseError) and not _is_busy(error, text):
+    if is_refused(error):
+        return _refusal(error, location, text)
+    demoted = location.service is not None and is_read_only(error)
+    if isinstance(error, redis_errors.ResponseError) and not _is_busy(error, text) and not demoted:
         for words, what, hint in _STORAGE:
             if words in text:
                 return StorageError(
@@ -92,13 +116,44 @@ def translate(error: BaseException, location: Location) -> FeatureStoreError:
             got=text,
             hint="It takes Redis 7 or Valkey; look into the server's log.",
         )
+    what, hint = _for_now(error, subject)
     return subject.unavailable(
-        f"The {subject.name} cannot be reached.",
+        f"The {subject.name} {what}.", where=location.label, got=text, hint=hint
+    )
+
+
+def _refusal(error: BaseException, location: Location, text: str) -> FeatureStoreError:
+    name, settings = f"The {location.subject.name}", location.subject.user
+    if isinstance(error, SentinelsRefusedError):
+        name = f"The sentinels of the {location.subject.name}"
+        settings = "[online] sentinel_username, FEATURESTORE_ONLINE_SENTINEL_PASSWORD"
+    return AuthenticationError(
+        f"{name} refused the user.",
         where=location.label,
         got=text,
-        hint="Check that the server runs and can be reached from here, then try again"
-        f" ({subject.timeout} sets the longest wait).",
+        allowed=_missing(text),
+        hint=f"Check {settings} and the user's permissions; docs/redis.md lists them.",
     )
+
+
+def _for_now(error: BaseException, subject: Subject) -> tuple[str, str]:
+    """Return what keeps a Redis from serving now, and what to do."""
+    if isinstance(error, TooFewReplicasError):
+        what = "has written to its primary alone, where a failover would lose it"
+        hint = "See that replicas run and follow, then write again."
+        return what, f"{hint} '?replicas=0' in {subject.url} does without them."
+    if is_read_only(error) or isinstance(error, NotPrimaryError):
+        return "is changing its primary", "Try again: the sentinels name the new one."
+    hint = "Check that the server runs and can be reached from here, then try again"
+    return "cannot be reached", f"{hint} ({subject.timeout} sets the longest wait)."
+
+
+def _missing(text: str) -> str | None:
+    """Return the permission that a refusal speaks of, as `ACL SETUSER` takes it."""
+    found = _COMMAND.search(text)
+    if found:
+        return f"+{found[1].lower()}"
+    return "the keys ~*" if _KEYS.search(text) else None
 
 
 def _is_busy(error: redis_errors.ResponseError, text: str) -> bool:

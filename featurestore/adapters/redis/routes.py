@@ -1,4 +1,4 @@
-"""Which server a key is on: always the same one, or the one that holds its slot in a cluster.
+"""Which server a key is on: always the same one, the primary, or who holds its slot in a cluster.
 
 The cluster's map of slots is the driver's; this room asks it, and has it read again when servers
 fail or keys turn out to have moved.
@@ -16,6 +16,8 @@ from redis.exceptions import AskError, MovedError, SlotNotCoveredError
 
 from featurestore.adapters.redis.connection import Deadline, Server, connection_options, no_retry
 from featurestore.adapters.redis.location import Location
+from featurestore.adapters.redis.sentinel import SentinelPrimary
+from featurestore.clock import Clock
 
 # Keys that moved one by one are a slot on its way; more at once are another map.
 _MOVES_BEFORE_REFRESH = 16
@@ -49,6 +51,13 @@ class Routes(Protocol):
     def close(self) -> None:
         """Close all connections."""
         ...
+
+
+def routes_to(location: Location, deadline: Deadline, clock: Clock) -> Routes:
+    """Return what finds the servers of a location."""
+    if location.service is not None:
+        return SentinelPrimary(location, deadline, clock)
+    return (Cluster if location.cluster else OneServer)(location, deadline)
 
 
 class OneServer:

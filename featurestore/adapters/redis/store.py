@@ -16,15 +16,19 @@ from typing import Any, Self, TypeVar
 from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError
 
 from featurestore.adapters.redis import script, states
+from featurestore.adapters.redis.cautions import ASKED, cautions_of
 from featurestore.adapters.redis.connection import Command, Deadline, Server, exchange
+from featurestore.adapters.redis.direct import read_values
 from featurestore.adapters.redis.failures import (
     DRIVER_ERRORS,
+    check_kept,
     is_read_only,
     is_stale,
     translate,
 )
 from featurestore.adapters.redis.location import Location, parse_location
-from featurestore.adapters.redis.routes import Cluster, OneServer, Routes
+from featurestore.adapters.redis.routes import Routes, routes_to
+from featurestore.adapters.redis.scanning import scan
 from featurestore.clock import Clock, SystemClock
 from featurestore.ports.online import StateChange, StateRead
 from featurestore.ports.online_laws import check_changes, newest_per_key
@@ -33,12 +37,12 @@ from featurestore.ports.online_laws import check_changes, newest_per_key
 _SCRIPT_KEYS = 250
 _WRITE_KEYS = 5_000
 _READ_KEYS = 5_000
-_SCAN_KEYS = 1_000
-_GLOB_SPECIAL = b"*?[]\\^-"
 # A key may be redirected to where it moved, then to where it moves, need the script there, and be
 # redirected again.
 _ROUNDS = 8
 _MADE = ord("1")
+# How many milliseconds of each second that is left to wait for replicas.
+_WAIT_MILLISECONDS = 800
 _LOADS = {script.DIGEST: script.LOAD, states.DIGEST: states.LOAD}
 
 _T = TypeVar("_T")
@@ -66,6 +70,8 @@ class RedisOnlineStore:
         *,
         username: str | None = None,
         password: str | None = None,
+        sentinel_username: str | None = None,
+        sentinel_password: str | None = None,
         timeout: float = 2.0,
         clock: Clock | None = None,
     ) -> Self:
@@ -73,21 +79,27 @@ class RedisOnlineStore:
 
         Args:
             url: `redis://host:port/database`, `rediss://` for TLS, `redis+cluster://` and
-                `rediss+cluster://` naming one server of a cluster. TLS takes the options
-                `?ssl_ca_certs=FILE`, `ssl_ca_path`, `ssl_certfile`, `ssl_keyfile`,
-                `ssl_cert_reqs` and `ssl_check_hostname`.
+                `rediss+cluster://` naming one server of a cluster; `redis+sentinel://` and
+                `rediss+sentinel://host:port,host:port/service/database` naming sentinels and what
+                they call the server. TLS takes the options `?ssl_ca_certs=FILE`, `ssl_ca_path`,
+                `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs` and `ssl_check_hostname`. A write
+                counts as done once `?replicas=N` have it: 1 with sentinels, else 0 by default.
             username: Of an ACL user; goes before one in the URL.
             password: Goes before one in the URL.
+            sentinel_username: Of an ACL user of the sentinels.
+            sentinel_password: Of the sentinels.
             timeout: Seconds that one round trip may take at most, connecting included.
             clock: What tells the time that passes; the machine's by default.
 
         Raises:
             SettingsError: The URL is of another kind.
         """
-        location = parse_location(url, username, password)
-        deadline = Deadline(clock or SystemClock(), timeout)
-        routes: Routes = (Cluster if location.cluster else OneServer)(location, deadline)
-        return cls(location, routes, deadline)
+        location = parse_location(
+            url, username, password, sentinel_login=(sentinel_username, sentinel_password)
+        )
+        clock = clock or SystemClock()
+        deadline = Deadline(clock, timeout)
+        return cls(location, routes_to(location, deadline, clock), deadline)
 
     def __repr__(self) -> str:
         return f"RedisOnlineStore({self._location.label!r})"
@@ -182,7 +194,7 @@ class RedisOnlineStore:
             for trip in states.trips(changes, together=self._routes.one_server):
                 self._deadline.start()
                 keys = [changes[group[0]].key for group, _ in trip]
-                replies = self._run(keys, [command for _, command in trip])
+                replies = self._run(keys, [command for _, command in trip], write=True)
                 for (group, _), reply in zip(trip, replies, strict=True):
                     for position, digit in zip(group, reply, strict=True):
                         made[position] = digit == _MADE
@@ -224,19 +236,28 @@ class RedisOnlineStore:
 
     def ping(self, *, timeout: float | None = None) -> None:
         """Return when every server that holds keys answers."""
-        self._deadline.start(timeout)
-        try:
-            plan: list[tuple[Server, list[Command]]] = [
-                (server, [("PING",)]) for server in self._routes.primaries()
-            ]
-            for replies in exchange(plan, self._routes.failed):
-                _checked(replies)
-        except DRIVER_ERRORS as error:
-            raise translate(error, self._location) from error
+        self._everywhere([("PING",)], timeout)
+
+    def cautions(self) -> list[str]:
+        """Return what threatens what is kept: that the server evicts, or that replicas are gone."""
+        told, needed = self._everywhere(ASKED, None), self._location.replicas
+        return [text for name, replies in told for text in cautions_of(name, replies, needed)]
 
     def close(self) -> None:
         """Close all connections. Another call would open new ones."""
         self._routes.close()
+
+    def _everywhere(
+        self, commands: list[Command], timeout: float | None
+    ) -> list[tuple[str, list[Any]]]:
+        """Return the name and the replies of every server that holds keys."""
+        self._deadline.start(timeout)
+        try:
+            servers = self._routes.primaries()
+            answers = exchange([(server, commands) for server in servers], self._routes.failed)
+            return [(s.name, _checked(answer)) for s, answer in zip(servers, answers, strict=True)]
+        except DRIVER_ERRORS as error:
+            raise translate(error, self._location) from error
 
     def _twice(self, work: Callable[[], _T]) -> _T:
         """Return what `work` reads, tried once more where a connection was broken."""
@@ -253,6 +274,11 @@ class RedisOnlineStore:
     def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         if not self._routes.one_server:
             return self._run(keys, [("GET", key) for key in keys])
+        if 0 < len(keys) <= _READ_KEYS:
+            (server,) = self._routes.primaries()
+            found = read_values(server, keys, self._deadline, self._routes.failed)
+            if found is not None:
+                return found
         return _joined(self._ask(_mgets(keys)))
 
     def _read_states(
@@ -295,31 +321,21 @@ class RedisOnlineStore:
             )
             for group in groups
         ]
-        return sum(self._run([keys[group[0]] for group in groups], commands))
+        return sum(self._run([keys[group[0]] for group in groups], commands, write=True))
 
     def _primaries(self) -> list[Server]:
         self._deadline.start()
         return self._routes.primaries()
 
     def _scan(self, server: Server, namespace: bytes) -> Iterator[list[bytes]]:
-        pattern = b"".join(
-            b"\\%c" % byte if byte in _GLOB_SPECIAL else b"%c" % byte for byte in namespace
-        )
-        cursor: bytes = b"0"
-        while True:
-            self._deadline.start()
-            command: Command = ("SCAN", cursor, "MATCH", pattern + b"*", "COUNT", _SCAN_KEYS)
-            replies = exchange([(server, [command])], self._routes.failed)
-            cursor, found = _checked(replies[0])[0]
-            mine = [key for key in found if key.startswith(namespace)]
-            if mine:
-                yield mine
-            if cursor == b"0":
-                return
+        return scan(server, namespace, self._deadline, self._routes.failed)
 
-    def _run(self, keys: Sequence[bytes], commands: Sequence[Command]) -> list[Any]:
+    def _run(
+        self, keys: Sequence[bytes], commands: Sequence[Command], *, write: bool = False
+    ) -> list[Any]:
         """Return the reply of each command; `keys` holds a key of each, which tells the server."""
         replies: list[Any] = [None] * len(commands)
+        last, kept = self._wait() if write else [], []
         plan: dict[Server, list[_Step]] = {
             server: [(i, commands[i]) for i in positions]
             for server, positions in self._routes.place(keys).items()
@@ -328,18 +344,27 @@ class RedisOnlineStore:
             if not plan:
                 break
             answers = exchange(
-                [(server, [command for _, command in steps]) for server, steps in plan.items()],
+                [(server, [*(step[1] for step in steps), *last]) for server, steps in plan.items()],
                 self._routes.failed,
             )
             again: dict[Server, list[_Step]] = {}
             for (server, steps), answer in zip(plan.items(), answers, strict=True):
+                kept += [answer.pop() for _ in last]
                 for step, reply in zip(steps, answer, strict=True):
                     if step[0] is not None:
                         replies[step[0]] = reply
                     if isinstance(reply, ResponseError):
                         self._follow(again, server, step, reply)
             plan = again
-        return _checked(replies)
+        _checked(replies)
+        check_kept(_checked(kept), self._location.replicas)
+        return replies
+
+    def _wait(self) -> list[Command]:
+        # Behind the writes of the same connection, and over in time to be told.
+        milliseconds = max(1, int(self._deadline.left() * _WAIT_MILLISECONDS))
+        needed = self._location.replicas
+        return [("WAIT", needed, milliseconds)] if needed else []
 
     def _follow(
         self, again: dict[Server, list[_Step]], server: Server, step: _Step, error: ResponseError
