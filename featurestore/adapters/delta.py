@@ -12,24 +12,16 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
 from featurestore.compile.event_sql import ACCEPTED
-from featurestore.compile.plan import POSITION, SourcePlan
-from featurestore.dtypes import from_arrow
-from featurestore.errors import (
-    ConflictError,
-    SourceCorruptError,
-    SourceError,
-    SourceNotFoundError,
-    StorageError,
-)
-from featurestore.ports.engine import SourceFile, SourceListing
-from featurestore.ports.tables import TableFile, TableSnapshot
+from featurestore.compile.plan import POSITION, SERVED
+from featurestore.errors import ConflictError, StorageError
+from featurestore.ports.tables import TableFile, TableSnapshot, TableVersion
 from featurestore.semantics.timeline import format_instant
 
 if TYPE_CHECKING:
@@ -72,6 +64,28 @@ class DeltaTables:
                 tuple(_files(actions, self._folder / table_id)),
                 _metadata(self._folder / table_id, table.version()),
             )
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the tables below a prefix, by their logs."""
+        top = self._folder / prefix
+        with _translated(str(top)):
+            return [path.relative_to(self._folder).as_posix() for path in _tables_below(top)]
+
+    def history(self, table_id: str) -> list[TableVersion]:
+        """Return the versions whose commits are still in the log, the newest first."""
+        folder = self._folder / table_id
+        with _translated(str(folder)):
+            numbers = sorted(int(path.stem) for path in folder.glob("_delta_log/*[0-9].json"))
+            known = [(number, _commit_metadata(folder, number)) for number in reversed(numbers)]
+        return [TableVersion(number, said) for number, said in known if said]
+
+    def at(self, table_id: str, version: int) -> TableSnapshot:
+        """Return a former version, as the log tells it."""
+        folder = self._folder / table_id
+        with _translated(str(folder)):
+            actions = deltalake.DeltaTable(folder, version=version).get_add_actions(flatten=True)
+            said = _commit_metadata(folder, version) or {}
+            return TableSnapshot(table_id, version, tuple(_files(actions, folder)), said)
 
     def commit(
         self,
@@ -152,7 +166,7 @@ class DeltaTables:
             _declared(schema),
             mode="ignore",
             partition_by=["event_period"],
-            configuration=_LIVE if ACCEPTED in schema.names else _CONFIGURATION,
+            configuration=_LIVE if _LOGS & {*schema.names} else _CONFIGURATION,
         )
         return deltalake.DeltaTable(path)
 
@@ -162,7 +176,8 @@ _CONFIGURATION = {
     "delta.logRetentionDuration": "interval 3650 days",
     "delta.deletedFileRetentionDuration": "interval 1 days",
 }
-# A stream's log is committed to every few seconds, and nobody asks for its former versions.
+# A log is committed to every few seconds, and nobody asks for its former versions.
+_LOGS = {ACCEPTED, SERVED}
 _LIVE = _CONFIGURATION | {"delta.logRetentionDuration": "interval 1 days"}
 
 
@@ -226,21 +241,37 @@ def _metadata(folder: Path, version: int) -> dict[str, str]:
     under the number of the version that was opened.
     """
     for number in range(version, max(-1, version - _OTHERS), -1):
-        file = folder / "_delta_log" / f"{number:020}.json"
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return {}
-        commits = (json.loads(line).get("commitInfo") for line in lines if _PREFIX in line)
-        for commit in commits:
-            found = {
-                key.removeprefix(_PREFIX): str(value)
-                for key, value in (commit or {}).items()
-                if key.startswith(_PREFIX)
-            }
-            if found:
-                return found
+        found = _commit_metadata(folder, number)
+        if found is None or found:
+            return found or {}
     return {}
+
+
+def _commit_metadata(folder: Path, number: int) -> dict[str, str] | None:
+    """Return what a commit of ours said, {} for that of another, None where it is not there."""
+    file = folder / "_delta_log" / f"{number:020}.json"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    commits = (json.loads(line).get("commitInfo") for line in lines if _PREFIX in line)
+    for commit in commits:
+        found = {
+            key.removeprefix(_PREFIX): str(value)
+            for key, value in (commit or {}).items()
+            if key.startswith(_PREFIX)
+        }
+        if found:
+            return found
+    return {}
+
+
+def _tables_below(folder: Path) -> Iterator[Path]:
+    if (folder / "_delta_log").is_dir():
+        yield folder
+    elif folder.is_dir():
+        for child in sorted(folder.iterdir()):
+            yield from _tables_below(child)
 
 
 def _add_action(file: TableFile, now_ms: int) -> AddAction:
@@ -299,82 +330,3 @@ def _translated(path: str) -> Iterator[None]:
             got=text,
             hint="Free space and run it again." if full else "Check the folder and its rights.",
         ) from error
-
-
-class DeltaSources:
-    """Sources of kind "delta": somebody's Delta table as it is now.
-
-    Its files never change once written, so a new table version shows as new files.
-
-    Args:
-        folder: The repository; relative paths start there.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def kind(self, path: str) -> Literal["parquet", "csv", "delta"]:
-        """Return "delta": this adapter knows nothing else."""
-        del path
-        return "delta"
-
-    def listing(self, source: SourcePlan) -> SourceListing:
-        """Return the files of the table's newest version."""
-        table = self._open(source)
-        files = [SourceFile(uri, "delta") for uri in sorted(table.file_uris())]
-        return SourceListing(tuple(files), self._relation(table, [f.path for f in files]))
-
-    def relation(self, source: SourcePlan, files: Sequence[str]) -> str:
-        """Return the SQL of a relation over some of the table's files."""
-        return self._relation(self._open(source), files)
-
-    def _open(self, source: SourcePlan) -> deltalake.DeltaTable:
-        path = self._folder / (source.path or "")
-        try:
-            table = deltalake.DeltaTable(path)
-            features = set(table.protocol().reader_features or ())
-        except TableNotFoundError as error:
-            raise SourceNotFoundError(
-                f"The source '{source.name}' is no Delta table.", where=str(path)
-            ) from error
-        except (DeltaError, OSError) as error:
-            raise SourceCorruptError(
-                f"The Delta table of the source '{source.name}' cannot be read.",
-                where=str(path),
-                got=str(error).split("\n")[0],
-            ) from error
-        refused = features & {"deletionVectors", "columnMapping"}
-        if refused:
-            raise SourceError(
-                f"The Delta table of the source '{source.name}' uses features that are not read.",
-                where=str(path),
-                got=", ".join(sorted(refused)),
-                hint="Rewrite the table without them (REORG ... APPLY (PURGE)).",
-            )
-        return table
-
-    @staticmethod
-    def _relation(table: deltalake.DeltaTable, files: Sequence[str]) -> str:
-        import pyarrow as pa
-
-        schema = pa.schema(table.schema().to_arrow())
-        if not files:
-            columns = ", ".join(
-                f'CAST(NULL AS {_duckdb_type(field.type)}) AS "{field.name}"' for field in schema
-            )
-            return f"(SELECT {columns} WHERE false)"
-        names = ", ".join("'" + name.replace("'", "''") + "'" for name in files)
-        partitions = table.metadata().partition_columns
-        types = ", ".join(
-            f"'{name}': {_duckdb_type(schema.field(name).type)}" for name in partitions
-        )
-        hive = f", hive_types = {{{types}}}" if partitions else ""
-        return (
-            f"read_parquet([{names}], union_by_name = true,"
-            f" hive_partitioning = {'true' if partitions else 'false'}{hive})"
-        )
-
-
-def _duckdb_type(arrow: pa.DataType) -> str:
-    dtype = from_arrow(arrow)
-    return dtype.duckdb if dtype is not None else "VARCHAR"

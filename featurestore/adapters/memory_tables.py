@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurestore.errors import ConflictError
-from featurestore.ports.tables import TableFile, TableSnapshot
+from featurestore.ports.tables import TableFile, TableSnapshot, TableVersion
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,12 +29,29 @@ class MemoryTables:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tables: dict[str, TableSnapshot] = {}
+        self._former: dict[str, list[TableSnapshot]] = {}
         self._lock = threading.Lock()
 
     def snapshot(self, table_id: str) -> TableSnapshot:
         """Return the newest version; -1 when there is none."""
         with self._lock:
             return self._tables.get(table_id, TableSnapshot(table_id, -1))
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the tables below a prefix."""
+        with self._lock:
+            return sorted(name for name in self._tables if name.startswith(f"{prefix}/"))
+
+    def history(self, table_id: str) -> list[TableVersion]:
+        """Return all versions, the newest first."""
+        with self._lock:
+            held = self._former.get(table_id, [])
+            return [TableVersion(s.version, s.metadata) for s in reversed(held) if s.metadata]
+
+    def at(self, table_id: str, version: int) -> TableSnapshot:
+        """Return a version."""
+        with self._lock:
+            return next(s for s in self._former[table_id] if s.version == version)
 
     def folder(self, table_id: str) -> str:
         """Return the absolute folder of a table."""
@@ -70,12 +87,14 @@ class MemoryTables:
             self._tables[table_id] = TableSnapshot(
                 table_id, version, (*kept, *added), dict(metadata)
             )
+            self._former.setdefault(table_id, []).append(self._tables[table_id])
             return version
 
     def drop(self, table_id: str) -> None:
         """Forget a table and delete its folder."""
         with self._lock:
             self._tables.pop(table_id, None)
+            self._former.pop(table_id, None)
         shutil.rmtree(self._folder / table_id, ignore_errors=True)
 
     def vacuum(self, table_id: str, *, before_us: int) -> int:

@@ -20,6 +20,8 @@ EVENT_ID, VERSION, DELETED = "_event_id", "_version", "_deleted"
 PARTITION, POSITION = "_partition", "_position"
 EVENT_COLUMNS = (EVENT_ID, VERSION, DELETED, PARTITION, POSITION)
 """Columns of an event log beside join keys, timestamps and inputs. No declared name begins so."""
+SERVED = "_request_id"
+"""The column by which a log of what was served is told from other tables."""
 
 
 class Plan(BaseModel):

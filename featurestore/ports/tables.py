@@ -61,11 +61,31 @@ class TableSnapshot:
         return sum(file.rows for file in self.files)
 
 
+@dataclass(frozen=True, slots=True)
+class TableVersion:
+    """One commit of ours to a table, and what it said."""
+
+    version: int
+    metadata: Mapping[str, str]
+
+
 class Tables(Protocol):
     """Versioned tables. `StorageError` tells of full disks, missing rights and damaged logs."""
 
     def snapshot(self, table_id: str) -> TableSnapshot:
         """Return the newest version of a table; version -1 and no files when there is none."""
+        ...
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the ids of all tables whose ids begin with a prefix and a slash, sorted."""
+        ...
+
+    def history(self, table_id: str) -> list[TableVersion]:
+        """Return the commits of ours that are still known, the newest first."""
+        ...
+
+    def at(self, table_id: str, version: int) -> TableSnapshot:
+        """Return a version of `history`; some of its files may have been deleted since."""
         ...
 
     def folder(self, table_id: str) -> str:

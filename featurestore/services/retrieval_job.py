@@ -8,15 +8,14 @@ that were handed in.
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import FeatureStoreError, RequestError, StorageError
+from featurestore.errors import RequestError
 from featurestore.services.entity_memory import MemoryRows
 from featurestore.services.explanation import explain
-from featurestore.services.frames import to_polars
+from featurestore.services.frames import to_polars, write_parquet
 from featurestore.services.retrieval import Retrieval
 
 if TYPE_CHECKING:
@@ -123,17 +122,11 @@ class RetrievalJob:
         Raises:
             RequestError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise RequestError(
-                "pandas is not installed.",
-                hint="Install the extra: pip install 'featurestore[pandas]'; or use to_polars().",
-            ) from error
+        pd = _pandas()
         kept = self._retrieval.entity.kept
         if not isinstance(kept, pd.DataFrame):
-            return _to_pandas(self.to_arrow(), len(self._retrieval.entity.names))
-        features = _to_pandas(self._features(), 0)
+            return to_pandas(self.to_arrow(), len(self._retrieval.entity.names))
+        features = to_pandas(self._features(), 0)
         return pd.concat([kept, features.set_axis(kept.index)], axis="columns")
 
     def to_parquet(self, path: str | Path) -> None:
@@ -145,22 +138,7 @@ class RetrievalJob:
         Raises:
             StorageError: The file cannot be written.
         """
-        import pyarrow.parquet as pq
-
-        target = Path(path)
-        begun = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
-        try:
-            with pq.ParquetWriter(begun, self.schema, compression="zstd") as writer:
-                for batch in self.to_batches():
-                    writer.write_batch(batch)
-            begun.replace(target)
-        except BaseException as error:
-            begun.unlink(missing_ok=True)
-            if isinstance(error, OSError) and not isinstance(error, FeatureStoreError):
-                raise StorageError(
-                    "The result cannot be written.", where=str(target), got=error.strerror
-                ) from error
-            raise
+        write_parquet(path, self.schema, self.to_batches())
 
     def explain(self) -> str:
         """Return how the result would be computed: joins, files, rows, and the SQL of each stage.
@@ -217,13 +195,28 @@ def _warn(outside: Mapping[str, int], rows: int) -> None:
             )
 
 
-def _to_pandas(table: pa.Table, given: int) -> pd.DataFrame:
+def _pandas() -> Any:
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise RequestError(
+            "pandas is not installed.",
+            hint="Install the extra: pip install 'featurestore[pandas]'; or use to_polars().",
+        ) from error
+    return pd
+
+
+def to_pandas(table: pa.Table, given: int) -> pd.DataFrame:
     """Return a frame; the first `given` columns change type only where they hold nulls.
 
     Maps of features become dicts, value by value: pandas would make floats of their integers.
+
+    Raises:
+        RequestError: pandas is not installed.
     """
-    import pandas as pd
     import pyarrow as pa
+
+    pd = _pandas()
 
     exact = {
         pa.bool_(): pd.BooleanDtype(),

@@ -198,7 +198,7 @@ class StreamLog:
         for table_id in (log_id(self._project, source), quarantine_id(self._project, source)):
             snapshot = self._tables.snapshot(table_id)
             old = self._outdated(snapshot)
-            small = _alike(snapshot, self._target, {file.path for file in old})
+            small = alike(snapshot, self._target, {file.path for file in old})
             if not (old or small):
                 continue
             try:
@@ -302,7 +302,7 @@ def _loaded(snapshot: TableSnapshot, name: str) -> dict[str, Any]:
     return dict(json.loads(snapshot.metadata.get(name) or "{}"))
 
 
-def _alike(snapshot: TableSnapshot, target: int, gone: set[str]) -> list[TableFile]:
+def alike(snapshot: TableSnapshot, target: int, gone: set[str]) -> list[TableFile]:
     """Return the files of each period and size of which there are too many, all of them small."""
     groups: dict[tuple[str, int], list[TableFile]] = {}
     for file in snapshot.files:

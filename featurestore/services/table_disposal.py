@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from featurestore.compile.plan import table_id
 from featurestore.semantics.keys import namespace
+from featurestore.services.served_log_shape import served_id
 
 if TYPE_CHECKING:
     from featurestore.compile.plan import ViewPlan
@@ -110,4 +111,7 @@ class TableDisposal:
             for name, stream in sorted(streams.items()):
                 if stream is not None:
                     self._live.delete(name, stream)
-        return tuple(self.delete(view, fingerprint) for view, fingerprint in sorted(known))
+        served = self._tables.names(served_id(self._project))
+        for name in served:
+            self._tables.drop(name)
+        return (*(self.delete(view, fingerprint) for view, fingerprint in sorted(known)), *served)
