@@ -12,6 +12,7 @@ import threading
 from featurestore.clock import Clock
 from featurestore.errors import FeatureStoreError
 from featurestore.ports.registry import ProjectState, Registry
+from featurestore.services.freshness import ViewFreshness, read_freshness
 
 
 class StateCache:
@@ -68,6 +69,15 @@ class StateCache:
         """
         with self._lock:
             return self._refresh()
+
+    def freshness(self) -> dict[str, ViewFreshness]:
+        """Return how fresh the tables of the views that answer are; asks the registry.
+
+        Raises:
+            RegistryUnavailableError: It does not answer.
+        """
+        views = self.get().serving.values()
+        return read_freshness(self._registry, self._project, views)
 
     def invalidate(self) -> None:
         """Make the next `get` ask the registry: this process has just changed something."""

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from featurestore.compile.plan import table_id
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import FeatureStoreError, UnavailableError
 from featurestore.model.cron import parse_cron
 from featurestore.semantics import keys
+from featurestore.services.freshness import last_success
 from featurestore.services.intervals import covered
 from featurestore.services.runs import is_dead
 
@@ -121,19 +122,23 @@ class StatusReader:
         state = self._registry.state(self._project)
         counter = _OnlineCounter(self._project, self._online)
         views = sorted(state.catalog.views.values(), key=lambda view: view.name)
-        return [self._view(view, state, counter) for view in views]
+        cautions = counter.cautions() if any(view.online for view in views) else []
+        return [self._view(view, state, counter, cautions) for view in views]
 
-    def _view(self, view: ViewPlan, state: ProjectState, counter: _OnlineCounter) -> ViewStatus:
+    def _view(
+        self, view: ViewPlan, state: ProjectState, counter: _OnlineCounter, cautions: list[str]
+    ) -> ViewStatus:
         now = self._clock.now_us()
         shown = state.serving.get(view.name, view)
         notes: list[str] = []
         snapshot = self._snapshot(shown, notes)
         newest = _newest_event(snapshot, now) if snapshot else None
         self._note_refused(view, notes)
+        notes += cautions if view.online else []
         runs = [
             _as_known(run) for run in self._registry.runs(self._project, view.name, limit=_RUNS)
         ]
-        success = self._last_success(view)
+        success = last_success(self._registry, self._project, view, _RUNS)
         ledger = self._registry.ledger(self._project, shown.name, shown.table_fingerprint)
         return ViewStatus(
             view=view.name,
@@ -179,10 +184,6 @@ class StatusReader:
         runs = self._registry.runs(self._project, view.name, limit=_RUNS)
         return [_as_known(run) for run in runs]
 
-    def _last_success(self, view: ViewPlan) -> Run | None:
-        runs = self._registry.runs(self._project, view.name, state="succeeded", limit=_RUNS)
-        return next((r for r in runs if r.table_fingerprint == view.table_fingerprint), None)
-
     def _is_late(self, view: ViewPlan, success: Run | None, now: int) -> bool:
         due = last_missed_due(view.schedule, now, self._grace_us) if view.schedule else None
         if due is None or due < self._applied_at(view):
@@ -223,15 +224,28 @@ class _OnlineCounter:
         self._online = online
         self._failure: str | None = None
 
+    def cautions(self) -> list[str]:
+        try:
+            return self._online.cautions()
+        except UnavailableError as error:
+            self._failure = _uncounted(error)
+            return []
+        except FeatureStoreError as error:
+            return [f"Whether the online store keeps all rows cannot be told: {error.what}"]
+
     def count(self, view: ViewPlan, notes: list[str]) -> int | None:
         if self._failure is None:
             lead = keys.namespace(self._project, view.name, view.table_fingerprint)
             try:
                 return self._online.count(lead)
             except FeatureStoreError as error:
-                self._failure = f"The online store cannot be counted: {error.what}"
+                self._failure = _uncounted(error)
         notes.append(self._failure)
         return None
+
+
+def _uncounted(error: FeatureStoreError) -> str:
+    return f"The online store cannot be counted: {error.what}"
 
 
 def _table_state(

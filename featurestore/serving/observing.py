@@ -6,9 +6,13 @@ takes no time to speak of, waits for nothing, and never raises.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from featurestore.errors import FeatureStoreError
+from featurestore.ports.registry import ProjectState
+from featurestore.services.freshness import ViewFreshness
 from featurestore.services.response import OnlineResponse
 from featurestore.serving.requests import ReadRequest
 from featurestore.serving.security.calls import Call
@@ -37,4 +41,32 @@ class Observer(Protocol):
 
     def close(self) -> None:
         """Let go of what it holds; no call comes any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How a server is.
+
+    Attributes:
+        state: The definitions that answer.
+        store_up: Whether the online store answers a ping.
+        breaker_open: Whether the online store is left alone, as it keeps failing.
+        freshness: What is known of the views' tables, by view.
+        newest_served: The newest event that lookups have found, by view, microseconds.
+    """
+
+    state: ProjectState
+    store_up: bool
+    breaker_open: bool
+    freshness: Mapping[str, ViewFreshness]
+    newest_served: Mapping[str, int]
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """An observer that also hears how the server is."""
+
+    def watched(self, condition: Condition) -> None:
+        """Hear how the server is, again and again, on a thread in the background."""
         ...

@@ -13,6 +13,7 @@ from featurestore.adapters.memory_tables import MemoryTables
 from featurestore.clock import FixedClock
 from featurestore.compile.plan import Catalog, FeaturePlan, SourcePlan, ViewPlan, table_id
 from featurestore.errors import (
+    AuthenticationError,
     OnlineStoreUnavailableError,
     RegistryUnavailableError,
     StorageError,
@@ -35,12 +36,18 @@ class Counts:
         self.by_namespace = {}
         self.error = None
         self.asked = 0
+        self.evicts = False
 
     def count(self, lead):
         self.asked += 1
         if self.error is not None:
             raise self.error
         return self.by_namespace.get(lead, 0)
+
+    def cautions(self):
+        if isinstance(self.error, AuthenticationError):
+            raise self.error
+        return ["It may evict."] if self.evicts else []
 
 
 def plan(name="stats", table="aa" * 8, **changes):
@@ -203,6 +210,15 @@ def test_an_online_store_that_is_gone_is_told_and_asked_once(project):
     assert all("Redis does not answer." in status.notes[0] for status in found)
     assert project.online.asked == 1
     assert [status.rows_offline for status in found] == [0] * 3
+
+
+def test_what_threatens_the_online_store_is_noted_at_views_that_are_online(project):
+    project.apply(plan("a"), plan("b", online=False))
+    assert [status.notes for status in project.views()] == [(), ()]
+    project.online.evicts = True
+    assert [status.notes for status in project.views()] == [("It may evict.",), ()]
+    project.online.error = AuthenticationError("It does not say.")
+    assert "cannot be told: It does not say." in project.views()[0].notes[0]
 
 
 def test_a_table_that_cannot_be_read_is_told(project, monkeypatch):

@@ -256,34 +256,46 @@ class GetServingInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServingInfoResponse(_message.Message):
-    __slots__ = ("project", "revision", "server_version", "views", "services")
+    __slots__ = ("project", "revision", "server_version", "views", "services", "now", "freshness_as_of")
     PROJECT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     VIEWS_FIELD_NUMBER: _ClassVar[int]
     SERVICES_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    FRESHNESS_AS_OF_FIELD_NUMBER: _ClassVar[int]
     project: str
     revision: int
     server_version: str
     views: _containers.RepeatedCompositeFieldContainer[ServedView]
     services: _containers.RepeatedCompositeFieldContainer[ServedService]
-    def __init__(self, project: _Optional[str] = ..., revision: _Optional[int] = ..., server_version: _Optional[str] = ..., views: _Optional[_Iterable[_Union[ServedView, _Mapping]]] = ..., services: _Optional[_Iterable[_Union[ServedService, _Mapping]]] = ...) -> None: ...
+    now: int
+    freshness_as_of: int
+    def __init__(self, project: _Optional[str] = ..., revision: _Optional[int] = ..., server_version: _Optional[str] = ..., views: _Optional[_Iterable[_Union[ServedView, _Mapping]]] = ..., services: _Optional[_Iterable[_Union[ServedService, _Mapping]]] = ..., now: _Optional[int] = ..., freshness_as_of: _Optional[int] = ...) -> None: ...
 
 class ServedView(_message.Message):
-    __slots__ = ("name", "fingerprint", "join_keys", "features", "request", "on_demand")
+    __slots__ = ("name", "fingerprint", "join_keys", "features", "request", "on_demand", "materialized_until", "materialized_at", "newest_served_event", "materialized_positions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     JOIN_KEYS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ON_DEMAND_FIELD_NUMBER: _ClassVar[int]
+    MATERIALIZED_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    MATERIALIZED_AT_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_SERVED_EVENT_FIELD_NUMBER: _ClassVar[int]
+    MATERIALIZED_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     fingerprint: str
     join_keys: _containers.RepeatedCompositeFieldContainer[Field]
     features: _containers.RepeatedCompositeFieldContainer[Field]
     request: _containers.RepeatedCompositeFieldContainer[Field]
     on_demand: bool
-    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., join_keys: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., features: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., request: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., on_demand: _Optional[bool] = ...) -> None: ...
+    materialized_until: int
+    materialized_at: int
+    newest_served_event: int
+    materialized_positions: _containers.RepeatedCompositeFieldContainer[StreamPosition]
+    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., join_keys: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., features: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., request: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., on_demand: _Optional[bool] = ..., materialized_until: _Optional[int] = ..., materialized_at: _Optional[int] = ..., newest_served_event: _Optional[int] = ..., materialized_positions: _Optional[_Iterable[_Union[StreamPosition, _Mapping]]] = ...) -> None: ...
 
 class ServedService(_message.Message):
     __slots__ = ("name", "fingerprint")
