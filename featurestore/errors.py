@@ -224,7 +224,7 @@ class AuthenticationError(FeatureStoreError, PermissionError):
 
 
 class UnauthenticatedError(AuthenticationError):
-    """A call of a feature server does not say who makes it, or what it says is not valid."""
+    """A call does not say who makes it, or what it says is not valid."""
 
 
 class AccessDeniedError(FeatureStoreError, PermissionError):

@@ -171,8 +171,11 @@ class Scheduler:
 
         Raises:
             FeatureStoreError: The registry or the offline folder is of no use at the start.
+        AccessDeniedError: A view may not be written by whoever opened the store.
         """
         self.refresh()
+        with self._store.gate.changing("schedule", "write", "view", list(self._schedules)):
+            pass  # told at once; each run asks again, and what is applied later is asked for then
         self._store.services.materializer  # noqa: B018  made here, once, not by two workers
         with self._signals():
             self._jobs.start()

@@ -1,4 +1,7 @@
-"""Commands about the API keys of feature servers: `keys create`, `keys list`, `keys revoke`."""
+"""Commands about API keys: `keys create`, `keys list`, `keys revoke`.
+
+Nobody shows a key for them: whoever may write the file may make keys.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from featurestore.cli.context import Command, Invocation, pass_invocation
 from featurestore.cli.output import Block, Cell, Facts, Output, Style, Table
 
 if TYPE_CHECKING:
-    from featurestore.serving.security.keys import KeyFile, KeyRecord
+    from featurestore.access.keys import KeyFile, KeyRecord
 
 _STYLES: dict[str, Style] = {"valid": "good", "expired": "warning", "revoked": "bad"}
 _DURATION = re.compile(r"(\d{1,5})([hdw])")
@@ -19,9 +22,17 @@ _HOURS = {"h": 1, "d": 24, "w": 168}
 _HOUR_US = 3_600_000_000
 
 
+_section = click.option(
+    "--section",
+    type=click.Choice(["serving", "access"]),
+    help="Whose keys, where both sections of the settings name a file: those of feature servers, or"
+    " those of Python and the command line.",
+)
+
+
 @click.group("keys", short_help="Make, list and revoke API keys.")
 def keys() -> None:
-    """Make, list and revoke the API keys of feature servers, in the file `serving.keys_file`."""
+    """Make, list and revoke API keys, in the file `serving.keys_file` or `access.keys_file`."""
 
 
 @keys.command("create", cls=Command)
@@ -39,16 +50,19 @@ def keys() -> None:
     metavar="WHEN",
     help="From when on it is refused: an instant, or hours, days or weeks from now (12h, 90d, 4w).",
 )
+@_section
 @pass_invocation
 def create(
-    invocation: Invocation, name: str, scopes: tuple[str, ...], expires: str | None
+    invocation: Invocation,
+    name: str,
+    scopes: tuple[str, ...],
+    expires: str | None,
+    section: str | None,
 ) -> Output:
     """Make a key for NAME and show it, this once: only its hash is kept."""
-    with invocation.store() as store:
-        file = _file(store)
-        until = None if expires is None else _instant(expires, store.services.clock.now_us())
-        key, record = file.create(name, scopes, until)
-        data = _data(record, store.services.clock.now_us())
+    file, now = _file(invocation, section)
+    key, record = file.create(name, scopes, None if expires is None else _instant(expires, now))
+    data = _data(record, now)
     facts = Facts(
         [
             ("key", Cell(key, "heading")),
@@ -63,12 +77,12 @@ def create(
 
 
 @keys.command("list", cls=Command)
+@_section
 @pass_invocation
-def list_(invocation: Invocation) -> Output:
+def list_(invocation: Invocation, section: str | None) -> Output:
     """List all keys: for whom, what they allow, and whether they are valid."""
-    with invocation.store() as store:
-        now = store.services.clock.now_us()
-        found = [_data(record, now) for record in _file(store).read().values()]
+    file, now = _file(invocation, section)
+    found = [_data(record, now) for record in file.read().values()]
     rows: list[list[str | Cell]] = [
         [
             item["id"],
@@ -86,28 +100,43 @@ def list_(invocation: Invocation) -> Output:
 
 @keys.command("revoke", cls=Command)
 @click.argument("ident", metavar="ID")
+@_section
 @pass_invocation
-def revoke(invocation: Invocation, ident: str) -> Output:
+def revoke(invocation: Invocation, ident: str, section: str | None) -> Output:
     """Refuse the key ID from now on; servers notice within `serving.refresh_seconds`."""
-    with invocation.store() as store:
-        record = _file(store).revoke(ident)
-        data = _data(record, store.services.clock.now_us())
+    file, now = _file(invocation, section)
+    record = file.revoke(ident)
+    data = _data(record, now)
     blocks: list[Block] = [Cell(f"Key {record.id} ({record.name}) is revoked.", "good")]
     return Output(data, blocks)
 
 
-def _file(store: Any) -> KeyFile:
+def _file(invocation: Invocation, section: str | None) -> tuple[KeyFile, int]:
+    """Return the file of the keys, and the instant."""
+    from featurestore.access.keys import KeyFile
+    from featurestore.clock import SystemClock
     from featurestore.errors import SettingsError
-    from featurestore.serving.security.keys import KeyFile
+    from featurestore.settings_file import load_settings
 
-    place = store.services.settings.serving.keys_file
-    if place is None:
+    settings = load_settings(invocation.folder)
+    places = {"serving": settings.serving.keys_file, "access": settings.access.keys_file}
+    named = {place for name, place in places.items() if place and section in {None, name}}
+    if not named:
+        wanted = section or "serving"
         raise SettingsError(
             "No file is set for API keys.",
-            where="serving.keys_file",
-            hint='Add keys_file = "data/keys.json" below [serving] in featurestore.toml.',
+            where=f"{wanted}.keys_file" if section else "serving.keys_file, access.keys_file",
+            hint=f'Add keys_file = "data/keys.json" below [{wanted}] in featurestore.toml.',
         )
-    return KeyFile(store.services.folder / place, store.services.clock)
+    if len(named) > 1:
+        raise SettingsError(
+            "Feature servers and the repository have keys of their own.",
+            where="serving.keys_file, access.keys_file",
+            got=" and ".join(sorted(named)),
+            hint="Say which: --section serving, or --section access.",
+        )
+    clock = SystemClock()
+    return KeyFile(invocation.folder / named.pop(), clock), clock.now_us()
 
 
 def _instant(text: str, now_us: int) -> int:

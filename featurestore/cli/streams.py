@@ -14,10 +14,12 @@ import click
 
 from featurestore.cli.context import Command, Invocation, pass_invocation
 from featurestore.cli.output import Cell, Facts, Output, Style, Table, count, duration
+from featurestore.errors import FeatureStoreError
 
 if TYPE_CHECKING:
     from featurestore.services.ingest_status import IngestEvent, SourceStatus
     from featurestore.services.ingestion import Ingestor
+    from featurestore.wiring import FeatureStore
 
 _STATUS_SECONDS = 0.5
 _REPORT_SECONDS = 10.0
@@ -51,6 +53,7 @@ def push(invocation: Invocation, source: str, file: Path, kind: str | None) -> O
     positions: dict[str, int] = {}
     done = 0
     with invocation.store() as store, _progress(invocation) as advance:
+        store.gate.changing("push", "write", "source", [source]).begin()
         pusher = store.services.event_pusher
         pusher.source(source)
         for events in event_files.read(file, kind, pusher, source):
@@ -101,10 +104,13 @@ def ingest(
     with invocation.store() as store:
         services = store.services
         locks = services.folder / services.settings.offline.path / ".locks"
+        named = list(sources) or None
+        with store.gate.changing("ingest", "write", "source", named):
+            pass
         with own_name(locks) as member:
             screen = _Screen(invocation)
             ingestor = services.ingestor(member, sources=sources, workers=workers, tell=screen.tell)
-            with _stopping(ingestor), screen.showing(ingestor):
+            with _stopping(ingestor), screen.showing(ingestor), _permitted(store, named, ingestor):
                 ingestor.run(until_idle=until_idle)
             if invocation.output == "json":
                 statuses = [status_data(status) for status in ingestor.finished]
@@ -140,6 +146,36 @@ def _stopping(ingestor: Ingestor) -> Iterator[None]:
     finally:
         for kind, handler in zip(kinds, former, strict=True):
             signal.signal(kind, handler)
+
+
+@contextlib.contextmanager
+def _permitted(
+    store: FeatureStore, sources: list[str] | None, ingestor: Ingestor
+) -> Iterator[None]:
+    """End the work in good order once the key that it goes on under is refused."""
+    over = threading.Event()
+    errors: list[FeatureStoreError] = []
+
+    def watch() -> None:
+        while not over.wait(store.services.settings.serving.refresh_seconds):
+            try:
+                store.gate.changing("ingest", "write", "source", sources).begin()
+            except FeatureStoreError as error:
+                errors.append(error)
+                ingestor.stop()
+                return
+
+    thread = threading.Thread(target=watch, name="permitted", daemon=True)
+    if store.gate.asks:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if store.gate.asks:
+            thread.join()
+    if errors:
+        raise errors[0]
 
 
 class _Screen:

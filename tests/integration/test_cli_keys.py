@@ -85,7 +85,7 @@ def test_without_a_file_the_setting_is_named(run, tmp_path):
 def test_variables_say_who_calls(monkeypatch):
     monkeypatch.setenv("FEATURESTORE_CLIENT_API_KEY", "fs_1")
     with client_of("127.0.0.1:1") as client:
-        assert client._shown() == ("x-api-key", "fs_1")
+        assert client._connecting._shown() == ("x-api-key", "fs_1")
     with pytest.raises(SettingsError, match="plain text"):
         client_of("store.example:1")
     monkeypatch.setenv("FEATURESTORE_CLIENT_TLS", "0")

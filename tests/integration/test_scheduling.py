@@ -325,7 +325,7 @@ class SlowStore:
 
     def __init__(self, store):
         self.services = SlowServices(store.services, self)
-        self.project = store.project
+        self.project, self.gate = store.project, store.gate
         self.ended = threading.Event()
         self.interrupted = threading.Event()
 

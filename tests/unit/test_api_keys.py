@@ -7,6 +7,8 @@ import threading
 
 import pytest
 
+from featurestore.access.key_ring import KeyRing
+from featurestore.access.keys import KeyFile, split_key
 from featurestore.clock import FixedClock
 from featurestore.errors import (
     FeatureNotFoundError,
@@ -15,8 +17,6 @@ from featurestore.errors import (
     StorageError,
     UnauthenticatedError,
 )
-from featurestore.serving.security.key_ring import KeyRing
-from featurestore.serving.security.keys import KeyFile, split_key
 from tests.served import NOW_US
 
 SCOPES = ["read_online:shop"]
@@ -49,6 +49,14 @@ def test_only_a_hash_is_kept_and_its_file_is_the_owners_alone(file):
     assert file.read() == {ident: record}
     assert file.path.stat().st_mode & 0o777 == 0o600
     assert sorted(p.name for p in file.path.parent.iterdir()) == [".keys.json.lock", "keys.json"]
+
+
+def test_who_was_let_read_the_file_may_go_on(file):
+    file.create("a", SCOPES)
+    for mode, kept in ((0o640, 0o640), (0o644, 0o644), (0o666, 0o644), (0o400, 0o600)):
+        file.path.chmod(mode)
+        file.create("a", SCOPES)
+        assert file.path.stat().st_mode & 0o777 == kept
 
 
 def test_a_mounted_link_stays_a_link(file, tmp_path):

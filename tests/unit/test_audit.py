@@ -9,8 +9,8 @@ import threading
 import pytest
 from structlog.testing import CapturingLogger
 
-from featurestore.serving.security import audit as rooms
-from featurestore.serving.security.audit import Audit
+from featurestore.access import audit as rooms
+from featurestore.access.audit import Audit
 from featurestore.testing.valkey import wait_until
 
 

@@ -6,16 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.errors import AccessDeniedError, RequestError
-from featurestore.serving.security.scopes import (
+from featurestore.access.scopes import (
     ACTIONS,
+    ALL,
     KINDS,
     Principal,
     Resource,
     Scope,
     authorize,
+    authorize_any,
     parse_scopes,
 )
+from featurestore.errors import AccessDeniedError, RequestError
 
 SERVICE = Resource("flights", "service", "departure_delay")
 
@@ -105,3 +107,54 @@ def test_a_principal_that_tries_names_fills_no_memory():
         assert not ann.may("read_online", Resource("p", "view", f"b{number}"))
     assert len(ann._decided) <= 1_024
     assert ann.may("read_online", Resource("p", "view", "a"))
+
+
+@pytest.mark.parametrize(
+    ("scope", "kind", "covers"),
+    [
+        ("write:flights", "view", True),
+        ("write:flights/view", "view", True),
+        ("write:flights/view/*", "view", True),
+        ("write:flights/*/*", "view", True),
+        ("write:flights/view/a*", "view", False),
+        ("write:flights/source", "view", False),
+        ("write:flights", "*", True),
+        ("write:flights/*", "*", True),
+        ("*:*", "*", True),
+        ("write:flights/view", "*", False),
+        ("apply:flights", "*", False),
+    ],
+)
+def test_all_of_a_kind_and_of_a_project_take_a_scope_that_leaves_no_name(scope, kind, covers):
+    principal = Principal("ann", parse_scopes([scope]))
+    assert principal.may("write", Resource("flights", kind, ALL)) is covers
+
+
+@pytest.mark.parametrize(
+    ("kind", "what", "allowed"),
+    [("view", "every view", "write:flights/view/*"), ("*", "the whole project", "write:flights")],
+)
+def test_the_scope_for_all_of_them_is_named(kind, what, allowed):
+    with pytest.raises(AccessDeniedError, match=f"may not write {what}") as denied:
+        authorize(Principal("ann"), "write", Resource("flights", kind, ALL))
+    assert denied.value.allowed == allowed
+    Scope.parse(allowed)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "allowed"),
+    [
+        (["apply:flights/view/x"], True),
+        (["write:other", "read_online:fl*"], True),
+        (["*:*"], True),
+        (["*:flight", "*:flights2", "*:other"], False),
+        ([], False),
+    ],
+)
+def test_whether_anything_is_allowed_in_a_project(scopes, allowed):
+    principal = Principal("ann", parse_scopes(scopes))
+    if allowed:
+        authorize_any(principal, "flights")
+        return
+    with pytest.raises(AccessDeniedError, match="may not do anything in the project 'flights'"):
+        authorize_any(principal, "flights")

@@ -8,28 +8,24 @@ Where neither keys nor tokens are set up, everybody may do everything.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
+from featurestore.access.keys import PREFIX
+from featurestore.access.requests import names_of, with_inputs
+from featurestore.access.scopes import ANYONE, Principal, Resource, authorize
 from featurestore.compile.request import FeaturesArgument, RequestPlan, resolve
 from featurestore.errors import (
     FeatureNotFoundError,
     FeatureStoreError,
-    RequestError,
     UnauthenticatedError,
 )
-from featurestore.model.declarations import FeatureSelection, FeatureService
 from featurestore.ports.registry import ProjectState
 from featurestore.serving.security.headers import API_KEY, AUTHORIZATION
-from featurestore.serving.security.keys import PREFIX
-from featurestore.serving.security.scopes import Kind, Principal, Resource, authorize
 
 if TYPE_CHECKING:
-    from featurestore.compile.plan import Catalog
-    from featurestore.serving.security.key_ring import KeyRing
+    from featurestore.access.key_ring import KeyRing
     from featurestore.serving.security.tokens import TokenChecker
-
-ANYONE = Principal("anyone", None)
 
 _REMEMBERED = 4_096
 _NEEDED = f"'{API_KEY}: KEY', or '{AUTHORIZATION}: Bearer KEY-OR-TOKEN'"
@@ -100,7 +96,7 @@ class Access:
         if held is not state:
             allowed = set()
             self._allowed = (state, allowed)
-        kind, names = _names_of(features)
+        kind, names = names_of(features)
         known = (principal.scopes, kind, names)
         if known in allowed:
             return
@@ -176,19 +172,6 @@ class Visible:
                 shown.update(features)
 
 
-def with_inputs(views: Iterable[str], catalog: Catalog) -> list[str]:
-    """Return views, and all that the on-demand views among them are computed from."""
-    found: dict[str, None] = {}
-    left = list(views)
-    while left:
-        name = left.pop()
-        if name not in found:
-            found[name] = None
-            plan = catalog.on_demand.get(name)
-            left += [selection.view for selection in plan.inputs] if plan is not None else []
-    return list(found)
-
-
 def _bearer(authorization: str) -> str:
     scheme, _, shown = authorization.partition(" ")
     if scheme.lower() != "bearer":
@@ -196,22 +179,3 @@ def _bearer(authorization: str) -> str:
             "The call's authorization is of another scheme.", allowed=_NEEDED
         )
     return shown.strip()
-
-
-def _view_of(item: object) -> str:
-    if isinstance(item, str):
-        return item.partition(":")[0]
-    if isinstance(item, FeatureSelection):
-        return item.view
-    name = getattr(item, "name", None)
-    if not isinstance(name, str):
-        raise RequestError("A feature list holds something that names no feature.")
-    return name
-
-
-def _names_of(features: FeaturesArgument) -> tuple[Kind, frozenset[str]]:
-    if isinstance(features, str):
-        return "service", frozenset((features,))
-    if isinstance(features, FeatureService):
-        return "service", frozenset((features.name,))
-    return "view", frozenset(_view_of(item) for item in features)

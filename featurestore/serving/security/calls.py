@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-import secrets
 from collections.abc import Iterable
 
-from featurestore.serving.security.access import ANYONE
-from featurestore.serving.security.headers import API_KEY, AUTHORIZATION, REQUEST_ID
-from featurestore.serving.security.scopes import Principal
+from featurestore.access.audit import new_request_id
+from featurestore.access.scopes import ANYONE, Principal
+from featurestore.serving.security.headers import API_KEY, AUTHORIZATION, REQUEST_ID, TRACE_PARENT
 
 _FIT = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
-# Ids need not be secret, only distinct: a random beginning a process, and a number.
-_PROCESS = secrets.token_hex(6)
-_NUMBERS = itertools.count(1)
 
 
 class Call:
@@ -29,9 +24,27 @@ class Call:
         principal: Who makes it, once that is known.
         begun: When it came, by the clock's `monotonic`.
         facts: What the audit says beyond that.
+        rows: The entity rows of a lookup, or the events of a push, once they have been read.
+        source: The source that a push names; it need not exist.
+        parent: The span of the caller's that this call is part of (W3C `traceparent`).
+        span: The span of this call, where it is traced.
+        front: What it came by: "grpc", "http" or "connect".
     """
 
-    __slots__ = ("api_key", "authorization", "begun", "facts", "id", "method", "principal")
+    __slots__ = (
+        "api_key",
+        "authorization",
+        "begun",
+        "facts",
+        "front",
+        "id",
+        "method",
+        "parent",
+        "principal",
+        "rows",
+        "source",
+        "span",
+    )
 
     def __init__(self, method: str, headers: Iterable[tuple[str, str | bytes]]) -> None:
         self.method = method
@@ -41,6 +54,11 @@ class Call:
         self.api_key: str | None = None
         self.authorization: str | None = None
         self.facts: dict[str, object] = {}
+        self.rows = 0
+        self.source: str | None = None
+        self.parent: str | None = None
+        self.span: object | None = None
+        self.front = "grpc"
         for name, value in headers:
             if name == REQUEST_ID:
                 if isinstance(value, str) and _FIT.fullmatch(value):
@@ -49,7 +67,9 @@ class Call:
                 self.api_key = str(value)
             elif name == AUTHORIZATION:
                 self.authorization = str(value)
-        self.id = self.id or f"{_PROCESS}-{next(_NUMBERS)}"
+            elif name == TRACE_PARENT:
+                self.parent = str(value)
+        self.id = self.id or new_request_id()
 
     def __repr__(self) -> str:
         return f"Call({self.method!r}, id={self.id!r}, principal={self.principal.name!r})"

@@ -12,26 +12,22 @@ from typing import Any
 
 import structlog
 
+from featurestore.access.audit import LONGEST_NAME, audit_of
+from featurestore.access.key_ring import KeyRing
+from featurestore.access.keys import KeyFile
+from featurestore.access.requests import told
 from featurestore.clock import Clock
 from featurestore.compile.request import FeaturesArgument
 from featurestore.errors import FeatureStoreError, RequestError, SettingsError
-from featurestore.model.declarations import FeatureService
 from featurestore.model.settings import ServingSettings
 from featurestore.semantics.timeline import format_instant
 from featurestore.services.response import OnlineResponse
 from featurestore.services.state import StateCache
 from featurestore.serving.security.access import Access
-from featurestore.serving.security.audit import Audit
 from featurestore.serving.security.breaker import Breaker
 from featurestore.serving.security.calls import Call
-from featurestore.serving.security.key_ring import KeyRing
 from featurestore.serving.security.key_sets import KeySet
-from featurestore.serving.security.keys import KeyFile
 from featurestore.serving.security.tokens import TokenChecker, TokenRules, check_installed
-
-_STDERR = "stderr"
-_LONGEST_NAME = 100
-_MOST_NAMES = 1_000
 
 
 class Guard:
@@ -56,17 +52,7 @@ class Guard:
         self._tokens = _tokens(settings, folder, clock)
         self.access = Access(project, self._ring, self._tokens)
         self.breaker = Breaker(clock, settings.breaker_failures, settings.breaker_seconds)
-        self._audit: Audit | None = None
-        if settings.audit_log is not None:
-            place = settings.audit_log
-            path = None if place == _STDERR else folder / place
-            if path is not None and not path.parent.is_dir():
-                raise SettingsError(
-                    "The folder of the audit does not exist.",
-                    where="serving.audit_log",
-                    got=str(path.parent),
-                )
-            self._audit = Audit(path, self._log)
+        self._audit = audit_of(settings.audit_log, folder, "serving.audit_log", self._log)
 
     @property
     def audited(self) -> bool:
@@ -97,7 +83,7 @@ class Guard:
             AccessDeniedError: The caller may not read what it asks for.
         """
         if self._audit is not None:
-            call.facts = {**_asked(features), "rows": rows}
+            call.facts = {**told(features), "rows": rows}
         if call.principal.scopes is not None:
             self.access.permit_features(call.principal, features, states.get())
         if 0 < self._max_entity_rows < rows:
@@ -122,7 +108,7 @@ class Guard:
             AccessDeniedError: The caller may not push to the source.
         """
         if self._audit is not None:
-            call.facts = {"source": source[:_LONGEST_NAME]}
+            call.facts = {"source": source[:LONGEST_NAME]}
         if call.principal.scopes is not None:
             self.access.permit_push(call.principal, source)
 
@@ -201,17 +187,3 @@ def _tokens(settings: ServingSettings, folder: Path, clock: Clock) -> TokenCheck
     rules = TokenRules(issuer, audience, settings.jwt_scope_claim, settings.jwt_leeway_seconds)
     keys = KeySet(place if place.startswith(("http:", "https:")) else folder / place, clock)
     return TokenChecker(keys, rules, clock)
-
-
-def _asked(features: FeaturesArgument) -> dict[str, Any]:
-    """Return what the audit says of what was asked for; names are the caller's, and are cut."""
-    if isinstance(features, str | FeatureService):
-        return {"service": _named(features)[:_LONGEST_NAME]}
-    names = dict.fromkeys(_named(item).partition(":")[0] for item in features[:_MOST_NAMES])
-    return {"views": [name[:_LONGEST_NAME] for name in names]}
-
-
-def _named(item: object) -> str:
-    if isinstance(item, str):
-        return item
-    return str(getattr(item, "view", None) or getattr(item, "name", ""))

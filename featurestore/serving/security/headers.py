@@ -3,3 +3,4 @@
 API_KEY = "x-api-key"
 AUTHORIZATION = "authorization"
 REQUEST_ID = "x-request-id"
+TRACE_PARENT = "traceparent"

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from featurestore.access.scopes import ACTIONS, Principal, Scope
 from featurestore.clock import Clock
 from featurestore.errors import RequestError, SettingsError, UnauthenticatedError
 from featurestore.serving.security.key_sets import KeySet
-from featurestore.serving.security.scopes import ACTIONS, Principal, Scope
 
 if TYPE_CHECKING:
     from jwt.types import Options

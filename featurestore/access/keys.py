@@ -2,8 +2,8 @@
 
 A key is `fs_ID_SECRET`; the secret is 256 random bits, so its SHA-256 is kept: nobody can try them
 all, and a slow hash, which is for what people make up, would only slow down requests. The file is
-written whole or not at all, and is for its owner's eyes only. Keys themselves are shown once, when
-they are made, and stand nowhere.
+written whole or not at all, and is for its owner's eyes only, or for whoever its mode was changed
+to let read it. Keys themselves are shown once, when they are made, and stand nowhere.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import json
 import os
 import re
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from featurestore.access.scopes import parse_scopes
 from featurestore.clock import Clock
 from featurestore.errors import (
     FeatureNotFoundError,
@@ -30,12 +32,12 @@ from featurestore.errors import (
     StorageError,
     near_miss,
 )
-from featurestore.serving.security.scopes import parse_scopes
 
 PREFIX = "fs_"
 _KEY = re.compile(r"fs_([0-9a-f]{12})_([0-9a-f]{64})")
 _VERSION = 1
 _LONGEST_NAME = 100
+_READERS, _OWNER = 0o044, 0o600
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,7 @@ class KeyFile:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
+                _keep_readers(file.fileno(), target)
                 json.dump(data, file, indent=2)
                 file.flush()
                 os.fsync(file.fileno())
@@ -223,6 +226,18 @@ class KeyFile:
             where=str(self.path),
             got=error.strerror or str(error),
         )
+
+
+def _keep_readers(file: int, former: Path) -> None:
+    """Let those read a new file who could read the one that it replaces."""
+    try:
+        known = former.stat()
+    except FileNotFoundError:
+        return
+    # Only root, or a member of the group, may give a file to it.
+    with contextlib.suppress(PermissionError):
+        os.fchown(file, -1, known.st_gid)
+        os.fchmod(file, stat.S_IMODE(known.st_mode) & _READERS | _OWNER)
 
 
 def _records(data: dict[str, Any]) -> list[KeyRecord]:

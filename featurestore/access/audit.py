@@ -7,8 +7,10 @@ at any time, as logrotate does; a new one is begun.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import secrets
 import sys
 import threading
 from collections import deque
@@ -16,9 +18,46 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featurestore.errors import SettingsError
+
+STDERR = "stderr"
+LONGEST_NAME = 100
+MOST_NAMES = 1_000
+"""How much the audit says of what was asked for: names are the caller's."""
+
 _QUEUED = 10_000
 _IDLE_SECONDS = 0.5
 _CLOSE_SECONDS = 5.0
+# Ids need not be secret, only distinct: a random beginning a process, and a number.
+_PROCESS = secrets.token_hex(6)
+_NUMBERS = itertools.count(1)
+
+
+def new_request_id() -> str:
+    """Return an id that no other call has."""
+    return f"{_PROCESS}-{next(_NUMBERS)}"
+
+
+def audit_of(place: str | None, folder: Path, setting: str, log: Any) -> Audit | None:
+    """Return the audit that a setting names, None where it names none.
+
+    Args:
+        place: A file, or "stderr".
+        folder: Where its path begins.
+        setting: The name of the setting.
+        log: Told of lines that were lost.
+
+    Raises:
+        SettingsError: The folder of the file does not exist.
+    """
+    if place is None:
+        return None
+    path = None if place == STDERR else folder / place
+    if path is not None and not path.parent.is_dir():
+        raise SettingsError(
+            "The folder of the audit does not exist.", where=setting, got=str(path.parent)
+        )
+    return Audit(path, log)
 
 
 class Audit:

@@ -7,10 +7,10 @@ the file on purpose could also write keys into it.
 
 from __future__ import annotations
 
+from featurestore.access.keys import KeyFile, KeyRecord, is_secret_of, split_key
+from featurestore.access.scopes import Principal, parse_scopes
 from featurestore.clock import Clock
 from featurestore.errors import FeatureStoreError, UnauthenticatedError
-from featurestore.serving.security.keys import KeyFile, KeyRecord, is_secret_of, split_key
-from featurestore.serving.security.scopes import Principal, parse_scopes
 
 # Compared with where there is no such key, so that this takes as long as a wrong secret.
 _NOBODY = "0" * 64

@@ -15,10 +15,13 @@ from typing import Literal
 from featurestore.errors import AccessDeniedError, RequestError, listing
 
 Action = Literal["read_online", "read_offline", "write", "apply"]
-Kind = Literal["service", "view", "source"]
+Kind = Literal["service", "view", "source", "*"]
 
 ACTIONS: tuple[Action, ...] = ("read_online", "read_offline", "write", "apply")
 KINDS: tuple[Kind, ...] = ("service", "view", "source")
+ALL: Literal["*"] = "*"
+"""The name of a resource that stands for all of its kind, and the kind that stands for all kinds:
+only scopes that say `*` there, or leave it out, cover it."""
 _ALLOWED = (
     f"action:project/kind/name with the action {listing(ACTIONS)} or *, the kind {listing(KINDS)}"
     " or *, and * for any text; parts may be left out from the end"
@@ -36,8 +39,8 @@ class Resource:
 
     Attributes:
         project: The project.
-        kind: "service", "view" (on-demand views are views) or "source".
-        name: Its name.
+        kind: "service", "view" (on-demand views are views), "source", or `ALL`.
+        name: Its name, or `ALL`.
     """
 
     project: str
@@ -46,6 +49,13 @@ class Resource:
 
     def __str__(self) -> str:
         return f"{self.project}/{self.kind}/{self.name}"
+
+    @property
+    def shown(self) -> str:
+        """What it is, for people."""
+        if self.kind == ALL:
+            return "the whole project"
+        return f"every {self.kind}" if self.name == ALL else f"the {self.kind} '{self.name}'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +80,17 @@ class Scope:
         if not (colon and known and fits) or (len(parts) > 1 and parts[1] not in {*KINDS, "*"}):
             raise RequestError("This is no scope.", got=repr(text[:200]), allowed=_ALLOWED)
         parts += ["*"] * (_PARTS - len(parts))
-        pattern = "/".join(re.escape(part).replace(r"\*", "[^/]*") for part in parts)
-        return cls(text, action, re.compile(pattern))
+        return cls(text, action, re.compile("/".join(map(_pattern, parts))))
 
     def covers(self, action: Action, resource: Resource) -> bool:
         """Whether it allows an action."""
         fits = self.action in {"*", action}
         return fits and self.pattern.fullmatch(str(resource)) is not None
+
+    def is_about(self, project: str) -> bool:
+        """Whether it allows anything in a project."""
+        part = self.text.partition(":")[2].partition("/")[0]
+        return re.fullmatch(_pattern(part), project) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +123,10 @@ class Principal:
         return known
 
 
+ANYONE = Principal("anyone", None)
+"""Whoever calls where nobody is asked."""
+
+
 def parse_scopes(texts: Iterable[str]) -> tuple[Scope, ...]:
     """Return scopes, each once.
 
@@ -126,12 +144,33 @@ def authorize(principal: Principal, action: Action, resource: Resource) -> None:
     """
     if principal.may(action, resource):
         return
-    held = ", ".join(scope.text for scope in principal.scopes or ())
     named = Resource(resource.project, resource.kind, resource.name[:_LONGEST_NAME])
-    raise AccessDeniedError(
-        f"{principal.name} may not {action} the {resource.kind} '{named.name}'.",
-        where=f"project '{resource.project}'",
+    allowed = f"{action}:{named.project if named.kind == ALL else named}"
+    raise _denied(principal, f"{action} {named.shown}", resource.project, allowed)
+
+
+def authorize_any(principal: Principal, project: str) -> None:
+    """Return if a principal may do anything at all in a project.
+
+    Raises:
+        AccessDeniedError: No scope of it is about the project.
+    """
+    if principal.scopes is None or any(scope.is_about(project) for scope in principal.scopes):
+        return
+    allowed = f"a scope of the project, such as read_offline:{project}"
+    raise _denied(principal, f"do anything in the project '{project}'", project, allowed)
+
+
+def _denied(principal: Principal, what: str, project: str, allowed: str) -> AccessDeniedError:
+    held = ", ".join(scope.text for scope in principal.scopes or ())
+    return AccessDeniedError(
+        f"{principal.name} may not {what}.",
+        where=f"project '{project}'",
         got=f"the scopes {held}" if held else "no scopes",
-        allowed=f"{action}:{named}",
+        allowed=allowed,
         hint="Ask whoever gives out keys or tokens for this scope.",
     )
+
+
+def _pattern(part: str) -> str:
+    return re.escape(part).replace(r"\*", "[^/]*")
