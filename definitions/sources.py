@@ -13,6 +13,8 @@ for departures, the destination's for arrivals; they cross midnight, time zones 
 Adding minutes to an instant is safe, adding them to a wall clock is not.
 """
 
+import os
+
 from featurestore import FileSource, StreamSource
 
 # For all 328,521 flights that left, New York's clock at `departed_at` shows exactly `dep_time`. A
@@ -34,10 +36,11 @@ past_departures = FileSource(
 )
 
 # What is pushed to the stream has the columns of the history; a flight that is in both is one.
+# Where it flows is a matter of the installation: docker/compose.yaml names a Redis.
 departures = StreamSource(
     name="departures",
     batch=past_departures,
-    stream="lmdb:data/streams/departures",
+    stream=os.environ.get("DEPARTURES_STREAM", "lmdb:data/streams/departures"),
     description="The same, and those that leave now.",
 )
 

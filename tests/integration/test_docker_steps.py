@@ -24,7 +24,9 @@ import pytest
 import yaml
 
 from featurestore.cli.app import cli
+from featurestore.clock import SystemClock
 from featurestore.model.settings import Settings
+from featurestore.semantics.timeline import format_instant
 from featurestore.testing.valkey import ValkeyServer, wait_until
 from featurestore.wiring import load_settings
 
@@ -106,15 +108,27 @@ def test_the_composition_works_with_a_redis_that_has_a_password(image: Path, rep
     with ValkeyServer(password=SECRET) as redis:
         wanted = _expanded(compose["services"]["server"]["environment"], given)
         wanted["FEATURESTORE_ONLINE_URL"] = redis.url
+        wanted["DEPARTURES_STREAM"] = f"{redis.url}/departures"
         environment = _environment(image, **wanted)
-        for words in (["apply"], ["materialize", "2013-01-01T00:00:00Z", "2013-01-03T00:00:00Z"]):
+        (repository / "flight.jsonl").write_text(_flight_of_now(), encoding="utf-8")
+        for words in (
+            ["apply"],
+            ["materialize", "2013-01-01T00:00:00Z", "2013-01-03T00:00:00Z"],
+            ["push", "departures", "flight.jsonl"],
+            ["ingest", "--until-idle"],
+        ):
             _run(*_entrypoint(image), *words, cwd=repository, env=environment)
+        flown = _run(
+            *_entrypoint(image), "get-online-features", "--features", "origin_congestion:count_1h",
+            "--entity", "origin=JFK", "--output", "json", cwd=repository, env=environment,
+        )  # fmt: skip
         answer = _run(
             *_entrypoint(image), "get-online-features", "--features", "airport_facts:zone",
             "--entity", "airport=JFK", "--output", "json", cwd=repository, env=environment,
         )  # fmt: skip
     assert json.loads(answer.stdout)["rows"][0]["values"] == {"zone": "America/New_York"}
-    assert SECRET not in answer.stdout + answer.stderr
+    assert json.loads(flown.stdout)["rows"][0]["values"] == {"count_1h": 1}
+    assert SECRET not in answer.stdout + answer.stderr + flown.stdout
 
 
 def test_the_dockerfile_ends_as_somebody_harmless_with_an_exec_entrypoint():
@@ -141,7 +155,7 @@ def test_what_is_not_copied_is_not_sent():
 def test_the_commands_of_the_composition_exist():
     services = _compose()["services"]
     ours = {name: s for name, s in services.items() if s.get("image") == "featurestore"}
-    assert set(ours) == {"apply", "server", "scheduler"}
+    assert set(ours) == {"apply", "server", "ingest", "scheduler"}
     for service in ours.values():
         assert service["command"][0] in cli.commands
 
@@ -170,8 +184,10 @@ def test_the_composition_fits_together():
 
 def test_the_variables_of_the_composition_are_settings(monkeypatch: pytest.MonkeyPatch):
     given = {"FEATURESTORE_ONLINE_PASSWORD": SECRET}
-    for service in ("server", "scheduler", "apply"):
+    for service in ("server", "ingest", "scheduler", "apply"):
         variables = _expanded(_compose()["services"][service]["environment"], given)
+        stream = variables.pop("DEPARTURES_STREAM")
+        assert stream == "redis://redis:6379/departures"
         for name, value in variables.items():
             section, key = name.removeprefix("FEATURESTORE_").lower().split("_", 1)
             assert key in type(Settings.model_fields[section].default).model_fields
@@ -187,6 +203,15 @@ def test_no_secret_stands_in_the_files():
     for line in text.splitlines():
         if "PASSWORD" in line or "AUTH" in line:
             assert "$" in line or "export" in line, line
+
+
+def _flight_of_now() -> str:
+    left = format_instant(SystemClock().now_us() - 60_000_000)
+    flight = {
+        "flight_id": "DL 1 now", "origin": "JFK", "dest": "BOS", "carrier": "DL", "tailnum": "N1",
+        "dep_delay": 12.5, "departed_at": left,
+    }  # fmt: skip
+    return json.dumps(flight) + "\n"
 
 
 def _compose() -> dict[str, Any]:
