@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from featurestore.services.historical import RetrievalJob
     from featurestore.services.response import OnlineResponse
     from featurestore.serving.client import OnlineClient
+    from featurestore.serving.client_async import AsyncOnlineClient
     from featurestore.wiring import FeatureStore
 
 __all__ = [
     "Aggregate",
+    "AsyncOnlineClient",
     "Entity",
     "FeatureSelection",
     "FeatureService",
@@ -45,6 +47,7 @@ __all__ = [
 
 _HOMES = {
     "Aggregate": "featurestore.model.columns",
+    "AsyncOnlineClient": "featurestore.serving.client_async",
     "Entity": "featurestore.model.declarations",
     "FeatureSelection": "featurestore.model.declarations",
     "FeatureService": "featurestore.model.declarations",

@@ -14,12 +14,14 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from featurestore.dtypes import DType
+from featurestore.dtypes import DType, from_arrow
+from featurestore.semantics.packed import NOT_FOUND
 from featurestore.semantics.plain import Plain, unpack_bits, validity_of
 from featurestore.semantics.timeline import format_instant, to_datetime
 from featurestore.services.frames import to_polars
 
 if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
     import polars as pl
     import pyarrow as pa
 
@@ -56,8 +58,16 @@ class Block(Protocol):
         """Return columns as plain bytes (`semantics.plain`), None where that is not at hand."""
         ...
 
+    def wholes(self, indexes: Sequence[int]) -> Sequence[bytes] | None:
+        """Return the data of plain columns if all are at hand and none has a null, else None."""
+        ...
+
     def validity(self, index: int) -> bytes | None:
         """Return the column's validity (`semantics.plain`)."""
+        ...
+
+    def nulls(self, indexes: Sequence[int]) -> int:
+        """Return how many values of columns are null, those of rows that are not shown included."""
         ...
 
     def array(self, index: int) -> pa.Array:
@@ -91,9 +101,17 @@ class ArrowBlock:
         """See `Block.plains`."""
         return [None] * len(indexes)
 
+    def wholes(self, indexes: Sequence[int]) -> None:  # noqa: ARG002
+        """See `Block.wholes`."""
+        return
+
     def validity(self, index: int) -> bytes | None:
         """See `Block.validity`."""
         return validity_of(self._arrays[index])
+
+    def nulls(self, indexes: Sequence[int]) -> int:
+        """See `Block.nulls`."""
+        return sum(self._arrays[index].null_count for index in indexes)
 
     def array(self, index: int) -> pa.Array:
         """See `Block.array`."""
@@ -200,6 +218,11 @@ class OnlineResponse:
         return {source.view: source.fingerprint for source in self.layout.sources}
 
     @cached_property
+    def newest_events(self) -> tuple[int | None, ...]:
+        """The newest event timestamp of each source, microseconds; None where it has none."""
+        return tuple([_newest(block.statuses, block.events) for block in self.blocks])
+
+    @cached_property
     def statuses(self) -> dict[str, list[FeatureStatus]]:
         """{feature: a status for each entity row}."""
         return {feature.name: self._statuses(feature) for feature in self.layout.features}
@@ -259,6 +282,36 @@ class OnlineResponse:
         """
         return to_polars(self.to_arrow())
 
+    def to_numpy(self) -> dict[str, Any]:
+        """Return {column: an array with one item an entity row}, join keys first.
+
+        Nothing is lost: see `services.arrays`. Numbers, dates and instants with nulls among them
+        come as masked arrays, vectors as two-dimensional ones, all else as arrays of objects.
+        """
+        from featurestore.services.arrays import to_numpy
+
+        columns = {}
+        for i, (name, dtype) in enumerate(self.layout.keys):
+            key = self.keys.array(i)
+            # A key that does not fit its declared type is shown as it came.
+            columns[name] = to_numpy(from_arrow(key.type) or dtype, key)
+        for feature in self.layout.features:
+            array = self.blocks[feature.source].array(feature.index)
+            columns[feature.name] = to_numpy(feature.dtype, array)
+        return columns
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a pandas frame with a row for each entity row, join keys first.
+
+        Integers and booleans come as pandas' nullable types, so that they stay exact beside nulls.
+
+        Raises:
+            RequestError: pandas is not installed.
+        """
+        from featurestore.services.retrieval_job import to_pandas
+
+        return to_pandas(self.to_arrow(), 0)
+
     def _statuses(self, feature: FeatureLayout) -> list[FeatureStatus]:
         block = self.blocks[feature.source]
         validity = block.validity(feature.index)
@@ -278,3 +331,18 @@ class OnlineResponse:
         found = [_STATUSES[code - 1] is not FeatureStatus.NOT_FOUND for code in block.statuses]
         events = struct.unpack(f"<{self.rows}q", block.events)
         return [to_datetime(e) if f else None for e, f in zip(events, found, strict=True)]
+
+
+def _newest(statuses: bytes, events: bytes) -> int | None:
+    if len(statuses) == 1:
+        if statuses[0] == NOT_FOUND:
+            return None
+        return int.from_bytes(events, "little", signed=True)
+    if not statuses:
+        return None
+    import numpy as np
+
+    instants = np.frombuffer(events, dtype="<i8")
+    if NOT_FOUND in statuses:
+        instants = instants[np.frombuffer(statuses, dtype=np.uint8) != NOT_FOUND]
+    return int(instants.max()) if len(instants) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.dtypes import parse
-from featurestore.errors import DataError
+from featurestore.errors import DataError, RequestError
 from featurestore.semantics import plain
 from featurestore.semantics.packed import (
     NOT_FOUND,
@@ -262,3 +263,52 @@ def test_what_had_been_applied_is_told_by_view_and_partition():
     answer = response(3)
     answer.blocks[0].applied = {"clicks/0": struct.pack("<3q", 5, -1, 2**53), "clicks/1": bytes(24)}
     assert answer.applied == {"v": {"clicks/0": [5, None, 2**53], "clicks/1": [0, 0, 0]}}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 4])
+def test_numpy_loses_nothing(rows):
+    answer = response(rows)
+    table, columns = answer.to_arrow(), answer.to_numpy()
+    expected = answer.to_dict()
+    assert list(columns) == list(expected)
+    for name, dtype in {"k": "int64", **EVERY_TYPE, "made": "float64"}.items():
+        found, column, kind = columns[name], table[name].combine_chunks(), parse(dtype)
+        nulls = column.is_null().to_pylist()
+        assert len(found) == rows
+        if kind.width is None:
+            assert found.dtype == object
+            assert found.tolist() == expected[name]
+            continue
+        assert isinstance(found, np.ma.MaskedArray) is any(nulls)
+        masks = np.ma.getmaskarray(found).reshape(rows, kind.length or 1)
+        assert masks.all(axis=1).tolist() == masks.any(axis=1).tolist() == nulls
+        if kind.container:
+            assert found.shape == (rows, kind.length)
+        elif kind.scalar in {"date", "timestamp"}:
+            there = [str(value) for value in np.ma.compressed(found)]
+            told = [v.isoformat().replace("+00:00", "") for v in expected[name] if v is not None]
+            assert there == told
+            assert found.dtype == {"date": "<M8[D]", "timestamp": "<M8[us]"}[kind.scalar]
+        elif kind.scalar == "bool":
+            assert found.dtype == bool
+        if kind.scalar in {"float32", "float64"}:
+            bits = np.ma.getdata(found)[[not null for null in nulls]].tobytes()
+            assert bits == plain.from_arrow(kind, column.drop_null())[0]
+        elif kind.scalar not in {"date", "timestamp"}:
+            assert found.tolist() == expected[name]
+
+
+def test_pandas_keeps_integers_exact_beside_nulls():
+    frame = response(4).to_pandas()
+    assert list(frame.columns) == ["k", *EVERY_TYPE, "made"]
+    assert str(frame["a_int64"].dtype) == "Int64"
+    assert frame["a_int64"].tolist()[0] == 2**53 + 1
+    assert frame["a_int64"].isna().tolist() == [False, True, True, False]
+    assert frame["by_number"][0] == FULL["by_number"]
+
+
+def test_pandas_is_asked_for_by_name_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(RequestError, match="pandas") as caught:
+        response(1).to_pandas()
+    assert "featurestore[pandas]" in caught.value.hint

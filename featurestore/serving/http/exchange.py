@@ -1,0 +1,229 @@
+"""One call over HTTP, on a thread that answers: guarded, in time, heard of by observers.
+
+What over gRPC `serving/handling.py` is. The front waits for it elsewhere, so that a caller who goes
+away, or whose time is over, is let go while the thread still works.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from featurestore.clock import Clock
+from featurestore.errors import DeadlineExceededError, FeatureStoreError
+from featurestore.serving.handling import overloaded
+from featurestore.serving.http.statuses import RefusedError, Reply, breakdown, failure
+from featurestore.serving.observing import Observer
+from featurestore.serving.pool import DaemonPool
+from featurestore.serving.security.calls import Call
+from featurestore.serving.security.guard import Guard
+from featurestore.serving.security.headers import REQUEST_ID
+
+
+class JsonMethod(Protocol):
+    """Answers the body of a request, in so many seconds (None: any), for a call."""
+
+    def __call__(self, body: bytes, left: float | None, call: Call, /) -> bytes:
+        """Return the JSON of the answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all calls need.
+
+    Attributes:
+        guard: Says who may call, and hears how calls end.
+        pool: Whose threads answer.
+        clock: Measures deadlines.
+        log: Told of what nobody foresaw.
+        observers: Hear how calls come and go.
+    """
+
+    guard: Guard
+    pool: DaemonPool
+    clock: Clock
+    log: Any
+    observers: Sequence[Observer]
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a front tells callers of errors.
+
+    Attributes:
+        front: What observers and the audit call it.
+        failure: Returns the answer to a call that failed by an error of ours.
+        breakdown: Returns the answer to one that failed in a way that nobody foresaw.
+    """
+
+    front: str
+    failure: Callable[[FeatureStoreError, str, Callable[[FeatureStoreError], Any]], Reply]
+    breakdown: Callable[[str, str], Reply]
+
+
+JSON = Manner("http", failure, breakdown)
+
+
+class Exchange:
+    """A call from when its head came to when it was answered.
+
+    Args:
+        around: What all calls need.
+        call: The call.
+        code_of: The gRPC status of an error of its method.
+        seconds: Until the caller's deadline; None without one.
+        peer: Who called from where.
+        certificate: The first name in the caller's certificate, if it showed one.
+        manner: How its front tells errors.
+
+    Attributes:
+        gone: Whether nobody waits for the answer any more; set by who waited.
+        handed_over: Whether a thread has it, or will; set by who hands it over.
+    """
+
+    def __init__(  # noqa: PLR0917
+        self,
+        around: Surroundings,
+        call: Call,
+        code_of: Callable[[FeatureStoreError], Any],
+        seconds: float | None,
+        peer: str,
+        certificate: str | None,
+        manner: Manner = JSON,
+    ) -> None:
+        self.call = call
+        call.front = manner.front
+        self._manner = manner
+        self.gone = self.handed_over = False
+        self._around = around
+        self._code_of = code_of
+        self._peer = peer
+        self._certificate = certificate
+        self._admitted = self._heard_of = self._is_over = False
+        self._deadline = None if seconds is None else around.clock.monotonic() + seconds
+        around.guard.note(call)
+
+    def admit(self) -> Reply | None:
+        """Find out who calls, before a body is read; return the answer if it may not."""
+        return self.attempt(self._admit)
+
+    def answer(self, method: JsonMethod, body: bytes) -> Reply:
+        """Return the answer to a body."""
+
+        def answered() -> Reply:
+            self.begin()
+            return self.succeed(method(body, self.time_left(), self.call))
+
+        if self.gone:
+            return self.forgo()
+        reply = self.attempt(answered)
+        assert reply is not None  # noqa: S101  (only `admit` has none)
+        return reply
+
+    def begin(self) -> None:
+        """Have the call heard of and let in; raises what speaks against it."""
+        self._begun()
+        self._admit()
+
+    def succeed(self, data: bytes) -> Reply:
+        """Return an answer, and end the call."""
+        self._ended("OK", None)
+        return Reply(200, data, {REQUEST_ID: self.call.id})
+
+    def forgo(self) -> Reply:
+        """End a call that nobody waits for any more."""
+        self._begun()
+        self._ended("CANCELLED", None)
+        return Reply(499, b"")
+
+    def fail(self, error: FeatureStoreError) -> Reply:
+        """Return the answer to a call that failed, and end it."""
+        self._begun()
+        code = error.code if isinstance(error, RefusedError) else self._code_of(error).name
+        self._ended(code, error)
+        return self._manner.failure(error, self.call.id, self._code_of)
+
+    def late(self) -> Reply:
+        """Return the answer to a caller whose time is over; a thread that works ends the call."""
+        error = DeadlineExceededError("There was no answer before the deadline.")
+        if not self.handed_over:
+            return self.fail(error)
+        return self._manner.failure(error, self.call.id, self._code_of)
+
+    def attempt(self, step: Callable[[], Reply | None]) -> Reply | None:
+        """Return what a step of the answer returns, or the answer if it fails."""
+        try:
+            return step()
+        except FeatureStoreError as error:
+            self._around.guard.access.discreet(self.call.principal, error)
+            return self.fail(error)
+        except Exception:
+            reference = uuid.uuid4().hex[:8]
+            self._around.log.exception(
+                "request failed", reference=reference, request_id=self.call.id
+            )
+            self._begun()
+            self._ended("INTERNAL", None)
+            what = f"The server failed; its log has the reason as {reference}."
+            return self._manner.breakdown(what, self.call.id)
+
+    def _admit(self) -> None:
+        """Let a call in, if it was not before its body was read.
+
+        Raises:
+            OverloadedError: There are too many.
+            UnauthenticatedError: It does not say who makes it.
+            DeadlineExceededError: It has waited too long.
+        """
+        if self._around.pool.is_refusing():
+            raise overloaded()
+        if not self._admitted:
+            self._around.guard.admit(self.call)
+            self._admitted = True
+        self.time_left()
+
+    def _begun(self) -> None:
+        if not self._heard_of:
+            self._heard_of = True
+            for observer in self._around.observers:
+                observer.begun(self.call)
+
+    def time_left(self) -> float | None:
+        """Return the seconds until the deadline, None without one.
+
+        Raises:
+            DeadlineExceededError: It is over.
+        """
+        if self._deadline is None:
+            return None
+        left = self._deadline - self._around.clock.monotonic()
+        if left <= 0:
+            raise DeadlineExceededError("The request waited past its deadline.")
+        return left
+
+    def _ended(self, status: str, error: FeatureStoreError | None) -> None:
+        guard, call = self._around.guard, self.call
+        if self._is_over:
+            # Its time was over while a thread still asked who calls.
+            return
+        self._is_over = True
+        for observer in self._around.observers:
+            observer.ended(call, status, error)
+        if guard.audited:
+            call.facts["front"] = call.front
+            if self._certificate is not None:
+                call.facts["certificate"] = self._certificate
+            guard.ended(call, status, error, self._peer)
+        elif error is not None and status in {"PERMISSION_DENIED", "UNAUTHENTICATED"}:
+            self._around.log.warning(
+                "call refused",
+                request_id=call.id,
+                method=call.method,
+                who=call.principal.name,
+                peer=self._peer,
+                error=error.what,
+                missing=error.allowed,
+            )

@@ -1,0 +1,193 @@
+"""The HTTP server: a loop of its own on a thread, beside the gRPC server and on its threads.
+
+The loop takes requests in and sends answers; everything that may wait or compute runs on the
+threads that answer lookups, and is refused when too much waits for these. It drains as the gRPC
+server does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import socket
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from featurestore.errors import FeatureStoreError
+from featurestore.model.settings import ServingSettings
+from featurestore.serving.http.bodies import SMALL, Bodies
+from featurestore.serving.http.connections import Connection, Server, response_of
+from featurestore.serving.http.exchange import Exchange, Surroundings
+from featurestore.serving.http.heads import (
+    certificate_of,
+    check_content,
+    headers_of,
+    peer_of,
+    seconds_of,
+)
+from featurestore.serving.http.routes import Route, Routes
+from featurestore.serving.http.statuses import Reply, failure
+from featurestore.serving.http.tls import HttpTls
+from featurestore.serving.security.calls import Call
+from featurestore.serving.shared_port import BACKLOG, listening
+from featurestore.serving.status import code_of
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+_SETTLE_SECONDS = 0.05
+Answer = TypeVar("Answer")
+
+
+class HttpFront:
+    """Serves HTTP.
+
+    Args:
+        settings: The address and the limits; port 0 takes a free one.
+        routes: What answers which path.
+        around: What all calls need.
+        tls: The certificate; None is plain text.
+        share_port: Whether other processes listen on the address too.
+    """
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        routes: Routes,
+        around: Surroundings,
+        *,
+        tls: HttpTls | None,
+        share_port: bool,
+    ) -> None:
+        self.address = settings.http_address or ""
+        self._routes = routes
+        self._around = around
+        self._tls = tls
+        self._share_port = share_port
+        self._seconds = settings.receive_seconds
+        self._drain_seconds = settings.drain_seconds
+        self._bodies = Bodies(settings.max_message_bytes, settings.receive_seconds)
+        self._restricted = around.guard.access.restricted
+        self._draining = False
+        self._thread: threading.Thread | None = None
+        self._end: Callable[[], None] | None = None
+
+    def start(self) -> str:
+        """Begin to serve; return the address that is listened on.
+
+        Raises:
+            SettingsError: The address cannot be listened on.
+        """
+        listener, host = listening(self.address, "serving.http_address", share=self._share_port)
+        begun: concurrent.futures.Future[Callable[[], None]] = concurrent.futures.Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(listener, begun)), name="http", daemon=True
+        )
+        self._thread.start()
+        self._end = begun.result()
+        self.address = f"{host}:{listener.getsockname()[1]}"
+        return self.address
+
+    def drain(self) -> Callable[[], None]:
+        """Take no more requests, and finish those in flight; return what waits for that."""
+        if self._thread is None or self._end is None:
+            return lambda: None
+        self._end()
+        return self._thread.join
+
+    async def _serve(
+        self, listener: socket.socket, begun: concurrent.futures.Future[Callable[[], None]]
+    ) -> None:
+        loop, ended, tls = asyncio.get_running_loop(), asyncio.Event(), self._tls
+        server = Server(self._respond, loop=loop, seconds=self._seconds, log=self._around.log)
+        served = await loop.create_server(
+            server,
+            sock=listener,
+            backlog=BACKLOG,
+            ssl=None if tls is None else tls.context,
+            ssl_handshake_timeout=None if tls is None else self._seconds,
+        )
+
+        def end() -> None:
+            loop.call_soon_threadsafe(ended.set)
+
+        begun.set_result(end)
+        await ended.wait()
+        self._draining = True
+        # A connection that is being taken when asyncio closes a server is forgotten, neither served
+        # nor closed: so first no more are taken, and those at hand come to their end.
+        loop.remove_reader(listener.fileno())
+        await asyncio.sleep(0)
+        served.close()
+        # Who has connected already gets to ask before those who send nothing are let go.
+        await asyncio.sleep(_SETTLE_SECONDS)
+        server.pre_shutdown()
+        await server.shutdown(self._drain_seconds)
+
+    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        if isinstance(connection, Connection):
+            connection.begin()
+        headers = dict(headers_of(request))
+        try:
+            route = self._routes.of(request)
+            reply = await self._reply(route, request, headers)
+        except FeatureStoreError as error:
+            # Refused by its head alone: no call of a method has begun.
+            reply = failure(error, Call("", headers.items()).id, code_of)
+        response = response_of(reply)
+        if self._draining:
+            response.force_close()
+        return response
+
+    async def _reply(
+        self, route: Route, request: web.BaseRequest, headers: dict[str, str]
+    ) -> Reply:
+        if route.told is not None:
+            return route.told(Call(route.name, headers.items()).id)
+        seconds = seconds_of(headers)
+        if route.takes_body:
+            check_content(headers)
+            self._bodies.check(request)
+        exchange = Exchange(
+            self._around,
+            Call(route.name, headers.items()),
+            route.code_of,
+            seconds,
+            peer_of(request),
+            certificate_of(request),
+        )
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._exchanged(route, request, exchange)
+        except TimeoutError:
+            return exchange.late()
+        except asyncio.CancelledError:
+            exchange.gone = True
+            raise
+
+    async def _exchanged(self, route: Route, request: web.BaseRequest, exchange: Exchange) -> Reply:
+        """Return the answer to a call; it may be given up at any point in between."""
+        body = b""
+        if route.takes_body:
+            length = request.content_length
+            early = self._restricted and (length is None or length > SMALL)
+            refused = await self._on_a_thread(exchange.admit) if early else None
+            if refused is not None:
+                return Reply(refused.status, refused.body, refused.headers, closes=True)
+            try:
+                body = await self._bodies.read(request)
+            except FeatureStoreError as error:
+                return exchange.fail(error)
+        method = route.method
+        exchange.handed_over = True
+        try:
+            return await self._on_a_thread(lambda: exchange.answer(method, body))
+        finally:
+            self._bodies.release(body)
+
+    def _on_a_thread(self, work: Callable[[], Answer]) -> asyncio.Future[Answer]:
+        # Shielded: what was begun ends in order, whoever waits for it.
+        held: concurrent.futures.Future[Answer] = self._around.pool.submit(work)
+        return asyncio.shield(asyncio.wrap_future(held))
