@@ -2,17 +2,17 @@
 # each target sets up what it needs in .venv first, once, and again when pyproject.toml changes.
 
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 3
 BIN := .venv/bin
 RUNTIME := .venv/.installed
 DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check bench protos pages clean
+.PHONY: help setup demo test lint check bench bench-serving soak protos pages clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
-	  while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	  while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 setup: $(DEV) ## Make .venv with the project and all tools of its developers.
 
@@ -20,7 +20,7 @@ demo: $(RUNTIME) ## Run the worked example: plan, apply, materialize, train, ser
 	$(BIN)/python -m demo
 
 test: $(DEV) ## Run all tests (they start their own Valkey).
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
 
 lint: $(DEV) ## Check format, style, types, import contracts, protocol and Dockerfile.
 	$(BIN)/ruff format --check .
@@ -34,6 +34,14 @@ check: lint test ## Everything that must hold before a change goes in: lint, tes
 
 bench: $(DEV) ## Run the benchmarks, beside Feast with FEAST=PYTHON, at large sizes with FULL=1.
 	$(BIN)/python -m benchmarks $(if $(FEAST),--feast $(FEAST)) $(if $(FULL),--full)
+
+bench-serving: $(DEV) ## Load the servers: rates, latencies, processor time; FEAST, FULL, PROFILE=1, WRITE=FILE.
+	$(BIN)/python -m benchmarks --only serving $(if $(FEAST),--feast $(FEAST)) \
+	  $(if $(FULL),--full) $(if $(PROFILE),--profile) $(if $(WRITE),--write $(WRITE))
+
+soak: $(DEV) ## Serve at 70 % of the peak while data and definitions change; MINUTES=10, SERVERS=1.
+	$(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES)) \
+	  $(if $(SERVERS),--workers $(SERVERS))
 
 protos: $(DEV) ## Write the Python code of the protocol anew.
 	PYTHON=$(BIN)/python proto/generate.sh

@@ -25,7 +25,7 @@ IN_FLIGHT = (1, 16, 64)
 CASES = tuple((entities, in_flight) for entities in ENTITIES for in_flight in IN_FLIGHT)
 ROWS = 10_000
 VALKEY, LMDB, WORKERS, ECHO = "ours, Valkey", "ours, LMDB", "ours, Valkey, 2 workers", "echo"
-HTTP = f"{VALKEY}, HTTP"
+HTTP, CONNECT = f"{VALKEY}, HTTP", (f"{VALKEY}, Connect", f"{LMDB}, Connect")
 _WORKERS = 2
 # A case of a server that would take longer is left out; Feast's largest requests do.
 _LONGEST_SECONDS = 10.0
@@ -36,6 +36,8 @@ _BARS = {
     1: {"Feast HTTP": 25.0, "Feast gRPC": 4.5, ECHO: 0.55},
     100: {"Feast HTTP": 100.0, "Feast gRPC": 30.0},
 }
+# Requests a second of the server's processor time, with most of them in flight.
+_BAR_CORE = {1: 10_000.0}
 _BAR_CPU = {100: 1e-3}
 _BAR_P50 = {1: 0.5e-3, 100: 1e-3}
 _COLUMNS = (
@@ -121,7 +123,7 @@ def run(sizes: Sizes) -> list[Table]:
         mine = [
             *servers.ours(VALKEY, valkey, ours),
             *servers.ours(WORKERS, valkey, ours, workers=_WORKERS),
-            *servers.ours(LMDB, lmdb, None, over_http=False),
+            *servers.ours(LMDB, lmdb, None, fronts=["Connect"]),
         ]
         others = [servers.echo()]
         if sizes.feast:
@@ -215,12 +217,23 @@ def _ratios(best: dict[_Key, Round]) -> Table:
             if name.startswith("Feast HTTP"):
                 same = best[HTTP, entities, in_flight].load.rate * ratio / mine.load.rate
                 table.add(case, f"{name}: ours over HTTP", f"{same:.3g} x", "", "")
+        if entities in _BAR_CORE and in_flight == max(IN_FLIGHT):
+            _add_rates(table, case, best, (entities, in_flight), _BAR_CORE[entities])
         if entities in _BAR_CPU:
             _add_time(table, case, "server CPU a request", mine.server, _BAR_CPU[entities])
         if entities in _BAR_P50 and in_flight == 1:
             _add_time(table, case, "p50", mine.load.timing.p50, _BAR_P50[entities])
     table.notes.append("Rates of ours over Valkey by one process, divided by those of the other.")
     return table
+
+
+def _add_rates(
+    table: Table, case: str, best: dict[_Key, Round], at: tuple[int, int], bar: float
+) -> None:
+    for name in CONNECT:
+        rate = 1 / best[name, *at].server
+        what = f"{name}: requests/s of one core"
+        table.add(case, what, number(rate), f">= {number(bar)}", _verdict(bar, rate >= bar))
 
 
 def _add_time(table: Table, case: str, what: str, found: float, bar: float) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.common import Timing, children_cpu, fresh
 
 CONNECTIONS = 8
+KINDS = {"grpc": "application/grpc", "http": "application/json", "connect": "application/proto"}
 _SECONDS = 120
 _DONE = re.compile(r"finished in .*?, ([\d.]+) req/s")
 _COUNTS = re.compile(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout")
@@ -40,7 +41,7 @@ class Target:
     """One request of one server.
 
     Attributes:
-        protocol: "grpc" or "http" (1.1, a POST of JSON).
+        protocol: "grpc", or over HTTP/1.1 "http" (a POST of JSON) or "connect".
         port: On 127.0.0.1.
         path: The method.
         body: A file with the message, without gRPC's five bytes before it.
@@ -118,7 +119,7 @@ def _python(target: Target, requests: int, in_flight: int, rate: float | None) -
 
 
 def _h2load(target: Target, requests: int, in_flight: int, rate: float | None) -> Load:
-    http = target.protocol == "http"
+    http = target.protocol != "grpc"
     connections = min(requests, in_flight if http and rate is None else min(in_flight, CONNECTIONS))
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder) / "body", Path(folder) / "log"
@@ -129,8 +130,7 @@ def _h2load(target: Target, requests: int, in_flight: int, rate: float | None) -
         command += ["-m", str(max(1, in_flight // connections)), "-d", str(body)]
         command += ["--log-file", str(log)]
         command += [] if rate is None else ["--rps", f"{rate / connections:.3f}"]
-        kind = "application/json" if http else "application/grpc"
-        command += ["-H", f"content-type: {kind}"]
+        command += ["-H", f"content-type: {KINDS[target.protocol]}"]
         command += ["--h1"] if http else ["-H", "te: trailers"]
         command.append(f"http://127.0.0.1:{target.port}{target.path}")
         cpu = children_cpu()
@@ -260,7 +260,7 @@ def _http_sender(target: Target) -> Callable[[], Callable[[bytes], bytes]]:
         connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=30)
 
         def call(body: bytes) -> bytes:
-            connection.request("POST", target.path, body, {"Content-Type": "application/json"})
+            connection.request("POST", target.path, body, {"Content-Type": KINDS[target.protocol]})
             answer = connection.getresponse()
             data = answer.read()
             if answer.status != http.client.OK:

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.bench_materialize import materialize
 from benchmarks.common import View, fresh, make_repository
-from benchmarks.load import Target
+from benchmarks.load import KINDS, Target
 from benchmarks.processes import HOST, free_port, listens, running
 from featurestore.model.settings import ServingSettings
 from featurestore.testing.valkey import ValkeyServer
@@ -77,19 +77,21 @@ class Servers:
         store: ValkeyServer | None,
         *,
         workers: int | None = None,
-        over_http: bool = True,
+        fronts: Sequence[str] = ("Connect", "HTTP"),
     ) -> list[Contestant]:
         """Serve as `featurestore serve` does; return a contestant for each of its fronts."""
-        port, http = free_port(), free_port()
+        port, http, connect = free_port(), free_port(), free_port()
         program = [str(Path(sys.executable).parent / "featurestore"), "--repo", str(repository)]
         program += ["serve", "--address", f"{HOST}:{port}", "--http-address", f"{HOST}:{http}"]
+        program += ["--connect-address", f"{HOST}:{connect}"]
         program += [] if workers is None else ["--workers", str(workers)]
-        pid = self.start(program, name, port, http)
+        pid = self.start(program, name, port, http, connect)
         found = [Contestant(name, pid, store, self._grpc_targets(port), repository)]
-        if not over_http:
-            return found
-        targets = self._http_targets(http)
-        return [*found, Contestant(f"{name}, HTTP", pid, store, targets, repository)]
+        makers = {"Connect": (self._connect_targets, connect), "HTTP": (self._http_targets, http)}
+        for front in fronts:
+            make, at = makers[front]
+            found.append(Contestant(f"{name}, {front}", pid, store, make(at), repository))
+        return found
 
     def echo(self) -> Contestant:
         """Serve our answers without making them, by the same settings of grpcio."""
@@ -134,6 +136,15 @@ class Servers:
             targets[entities] = Target("grpc", port, METHOD, str(body), len(answer))
         return targets
 
+    def _connect_targets(self, port: int) -> dict[int, Target]:
+        targets = {}
+        for entities in ENTITIES:
+            body = self.write(f"ours-{entities}", _request(entities))
+            answer = post(port, METHOD, body.read_bytes(), KINDS["connect"])
+            self.check(_our_values(answer), entities)
+            targets[entities] = Target("connect", port, METHOD, str(body), len(answer))
+        return targets
+
     def _http_targets(self, port: int) -> dict[int, Target]:
         targets = {}
         for entities in ENTITIES:
@@ -154,9 +165,9 @@ def call(port: int, method: str, body: bytes) -> bytes:
         return answer
 
 
-def post(port: int, path: str, body: bytes) -> bytes:
-    """Return the answer of an HTTP server to a POST of JSON."""
-    url, head = f"http://{HOST}:{port}{path}", {"Content-Type": "application/json"}
+def post(port: int, path: str, body: bytes, kind: str = KINDS["http"]) -> bytes:
+    """Return the answer of an HTTP server to a POST of JSON, or of something else."""
+    url, head = f"http://{HOST}:{port}{path}", {"Content-Type": kind}
     request = urllib.request.Request(url, body, head)
     with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
         data: bytes = answer.read()

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FILE_NAME = "featurestore.toml"
-_SECRETS = (("registry", "password"), ("online", "password"), ("streams", "password"))
+_SECRETS = (
+    ("registry", "password"),
+    ("online", "password"),
+    ("online", "sentinel_password"),
+    ("streams", "password"),
+    ("access", "api_key"),
+)
+_VARIABLES = {("access", "api_key"): "FEATURESTORE_API_KEY"}
 
 
 class _FromEnvironment(BaseSettings, Settings):
@@ -32,6 +39,8 @@ class _FromEnvironment(BaseSettings, Settings):
         env_nested_max_split=1,
         frozen=True,
         extra="forbid",
+        # What was given may be a secret in the wrong place.
+        hide_input_in_errors=True,
     )
 
     @classmethod
@@ -84,8 +93,12 @@ def _refuse_secrets(values: Mapping[str, Any], path: Path) -> None:
             raise SettingsError(
                 f"A secret stands in {FILE_NAME}.",
                 where=f"{path}, [{section}]",
-                hint=f"Take it out and set FEATURESTORE_{section.upper()}_{key.upper()}.",
+                hint=f"Take it out and set {_variable(section, key)}.",
             )
+
+
+def _variable(section: str, key: str) -> str:
+    return _VARIABLES.get((section, key), f"FEATURESTORE_{section.upper()}_{key.upper()}")
 
 
 def _settings_error(error: ValidationError, path: Path) -> SettingsError:
@@ -104,6 +117,7 @@ def _settings_error(error: ValidationError, path: Path) -> SettingsError:
     if first["type"] == "missing":
         return SettingsError(f"The setting '{key}' is missing.", where=str(path))
     message = first["msg"].removeprefix("Value error, ")
-    return SettingsError(
-        f"The setting '{key}' is wrong: {message}.", where=str(path), got=repr(first["input"])
-    )
+    given = first["input"]
+    # A text where a table belongs may be a URL with a password.
+    got = repr(given) if len(first["loc"]) > 1 else f"a {type(given).__name__}"
+    return SettingsError(f"The setting '{key}' is wrong: {message}.", where=str(path), got=got)

@@ -11,11 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurestore.access.gate import OPEN, Gate
 from featurestore.clock import Clock, SystemClock
 from featurestore.errors import SettingsError
 from featurestore.model.settings import Settings, parse_size
 from featurestore.settings_file import FILE_NAME, load_settings
 from featurestore.store import BaseStore
+from featurestore.wired_served import ServedServices
 from featurestore.wired_streams import StreamServices
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["FILE_NAME", "FeatureStore", "WiredServices", "load_settings"]
 
 
-class WiredServices(StreamServices):
+class WiredServices(StreamServices, ServedServices):
     """Makes each adapter and service of one repository on first use.
 
     Args:
@@ -91,21 +93,24 @@ class WiredServices(StreamServices):
             from featurestore.adapters.memory_online import MemoryOnlineStore
 
             return MemoryOnlineStore()
-        if scheme in {"redis", "rediss", "redis+cluster", "rediss+cluster"}:
+        if scheme.partition("+")[0] in {"redis", "rediss"}:
             from featurestore.adapters.redis import RedisOnlineStore
 
             return RedisOnlineStore.from_url(
                 settings.url,
                 username=settings.username,
                 password=_reveal(settings.password),
+                sentinel_username=settings.sentinel_username,
+                sentinel_password=_reveal(settings.sentinel_password),
                 timeout=settings.timeout_seconds,
                 clock=self.clock,
             )
         raise SettingsError(
             f"No online store is called '{scheme}'.",
             where="online.url",
-            got=settings.url,
-            allowed="lmdb:PATH, redis://, rediss://, redis+cluster:// or memory:",
+            got=f"{scheme}:..." if rest else "a text without ':'",
+            allowed="lmdb:PATH, redis://, redis+cluster://, redis+sentinel://, the same with"
+            " rediss for TLS, or memory:",
         )
 
     def open_stream(self, url: str) -> EventStream:
@@ -163,7 +168,7 @@ class WiredServices(StreamServices):
     @cached_property
     def sources(self) -> Sources:
         """Local files, Delta tables and the logs of streams."""
-        from featurestore.adapters.delta import DeltaSources
+        from featurestore.adapters.delta_sources import DeltaSources
         from featurestore.adapters.files import LocalFiles
         from featurestore.services.sources import SourceRouter
 
@@ -342,9 +347,13 @@ class FeatureStore(BaseStore):
         folder: The repository.
         settings: Instead of reading the file and the environment.
         clock: Instead of the machine's.
+        api_key: Who opens it, where the settings ask for a key (`access.keys_file`); by default
+            what the variable FEATURESTORE_API_KEY holds.
 
     Raises:
         SettingsError: The settings are missing or wrong.
+        UnauthenticatedError: The settings ask for a key, and there is none, or it is not valid.
+        AccessDeniedError: The key is for other projects.
     """
 
     def __init__(
@@ -353,10 +362,27 @@ class FeatureStore(BaseStore):
         *,
         settings: Settings | None = None,
         clock: Clock | None = None,
+        api_key: str | None = None,
     ) -> None:
         root = Path(folder).resolve()
-        found = settings or load_settings(root)
-        super().__init__(WiredServices(root, found, clock or SystemClock()))
+        services = WiredServices(root, settings or load_settings(root), clock or SystemClock())
+        super().__init__(services, _gate(services, api_key))
+
+
+def _gate(services: WiredServices, api_key: str | None) -> Gate:
+    access = services.settings.access
+    if access.keys_file is None and access.audit_log is None:
+        return OPEN
+    from featurestore.access.gatekeeper import VARIABLE, Gatekeeper
+
+    return Gatekeeper(
+        services.settings.project,
+        access,
+        services.folder,
+        services.clock,
+        key=api_key or os.environ.get(VARIABLE),
+        state=lambda: services.state.get(),  # noqa: PLW0108
+    )
 
 
 def _reveal(secret: Any) -> str | None:

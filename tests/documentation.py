@@ -31,7 +31,7 @@ from featurestore.errors import UnauthenticatedError, UnavailableError
 from featurestore.testing.valkey import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
-ADDRESS = "127.0.0.1:6566"
+ADDRESS, HTTP_ADDRESS = "127.0.0.1:6566", "127.0.0.1:6567"
 _BLOCK = re.compile(r"(?:^<!-- ([^\n]*?) -->\n\n?)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 _SECONDS = 120
@@ -71,6 +71,7 @@ class Reader:
         self._names: dict[str, Any] = {"__name__": "document"}
         self._beside: list[subprocess.Popen[bytes]] = []
         self._address = f"127.0.0.1:{_free_port()}"
+        self._http_address = f"127.0.0.1:{_free_port()}"
 
     def follow(self, document: Path) -> None:
         """Run all blocks of a document.
@@ -143,7 +144,7 @@ class Reader:
             _compare(expected, printed.getvalue().replace(self._address, ADDRESS), place)
 
     def _here(self, text: str) -> str:
-        return text.replace(ADDRESS, self._address)
+        return text.replace(ADDRESS, self._address).replace(HTTP_ADDRESS, self._http_address)
 
 
 def _compare(expected: str, got: str, place: str) -> None:

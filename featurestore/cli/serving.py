@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from featurestore.cli.context import Command, Invocation, pass_invocation
-from featurestore.cli.output import Block, Cell, Facts, Output, Style, Table, duration
+from featurestore.cli.output import Block, Cell, Output, Style, Table, duration
 
 if TYPE_CHECKING:
+    from featurestore.model.settings import ServingSettings
     from featurestore.services.status import ViewStatus
-    from featurestore.serving.info import ServingInfo
+    from featurestore.serving.server import FeatureServer
+    from featurestore.wiring import FeatureStore
 
 _STATE_STYLES: dict[str, Style] = {"serving": "good", "rebuilding": "warning", "empty": "warning"}
 _RUN_STYLES: dict[str, Style] = {"succeeded": "good", "failed": "bad"}
@@ -21,35 +25,46 @@ _RUN_STYLES: dict[str, Style] = {"succeeded": "good", "failed": "bad"}
 @click.command("serve", cls=Command, short_help="Serve online features over gRPC.")
 @click.option("--address", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
 @click.option(
+    "--http-address", metavar="HOST:PORT", help="Where to listen for HTTP with JSON, beside gRPC."
+)
+@click.option(
+    "--connect-address",
+    metavar="HOST:PORT",
+    help="Where to listen for the Connect protocol, beside gRPC.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1),
     metavar="N",
     help="Serve by N processes, which are kept alive; SIGHUP renews them one by one.",
 )
 @click.option("--worker-link", type=int, hidden=True)
+@click.option("--metrics-folder", type=click.Path(path_type=Path), hidden=True)
 @pass_invocation
-def serve(
-    invocation: Invocation, address: str | None, workers: int | None, worker_link: int | None
+def serve(  # noqa: PLR0917  (as click calls it)
+    invocation: Invocation,
+    address: str | None,
+    http_address: str | None,
+    connect_address: str | None,
+    workers: int | None,
+    worker_link: int | None,
+    metrics_folder: Path | None,
 ) -> int:
     """Serve online features over gRPC until stopped; SIGTERM and Ctrl-C drain first."""
+    asked = {
+        "address": address,
+        "http_address": http_address,
+        "connect_address": connect_address,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
     if workers is not None:
-        return _supervise(invocation, address, workers)
+        return _supervise(invocation, given, workers)
     from featurestore.cli import render
-    from featurestore.serving.server import FeatureServer
 
     with invocation.store() as store:
         render.log_to_stderr(invocation.output, stamped=True)
-        serving = store.services.settings.serving
-        if address is not None:
-            serving = serving.model_copy(update={"address": address})
-        server = FeatureServer(
-            store.services.online,
-            serving,
-            events=store,
-            share_port=worker_link is not None,
-            folder=store.services.folder,
-            clock=store.services.clock,
-        )
+        serving = store.services.settings.serving.model_copy(update=given)
+        server = _server(store, serving, metrics_folder, share_port=worker_link is not None)
         if worker_link is None:
             server.run()
         else:
@@ -59,12 +74,49 @@ def serve(
     return 0
 
 
-def _supervise(invocation: Invocation, address: str | None, workers: int) -> int:
-    """Run worker processes of this command on one address."""
+def _server(
+    store: FeatureStore, serving: ServingSettings, metrics_folder: Path | None, *, share_port: bool
+) -> FeatureServer:
+    """Return the server of a repository, and of those who hear of its calls."""
+    import structlog
+
+    from featurestore.serving.observers import observers_of
+    from featurestore.serving.server import FeatureServer
+    from featurestore.store import BaseStore
+
+    services = store.services
+    log = structlog.get_logger("featurestore.serving")
+    observers = observers_of(
+        serving,
+        services.folder,
+        services.online,
+        services.clock,
+        log,
+        metrics_folder=metrics_folder,
+        served_log=lambda: services.served_log,
+    )
+    return FeatureServer(
+        services.online,
+        serving,
+        # Those who push are asked by the server, by their own keys.
+        events=BaseStore(services),
+        event_reader=lambda *events: services.event_pusher.typed(*events),  # noqa: PLW0108
+        share_port=share_port,
+        folder=services.folder,
+        clock=services.clock,
+        observers=observers,
+    )
+
+
+def _supervise(invocation: Invocation, given: Mapping[str, str], workers: int) -> int:
+    """Run worker processes of this command on the same addresses."""
+    import contextlib
+
     import structlog
 
     from featurestore.cli import render
     from featurestore.clock import SystemClock
+    from featurestore.serving.metrics.gathering import shown_together
     from featurestore.serving.shared_port import shared_port
     from featurestore.serving.supervisor import Supervisor
     from featurestore.settings_file import load_settings
@@ -74,11 +126,18 @@ def _supervise(invocation: Invocation, address: str | None, workers: int) -> int
     settings = load_settings(folder).serving
     program = [sys.executable, "-m", "featurestore.cli", "serve", "--repo", str(folder)]
     program += ["--output", invocation.output, *(["--verbose"] if invocation.verbose else [])]
-    with shared_port(address or settings.address) as shared:
+    with contextlib.ExitStack() as held:
+        shared = {}
+        for name in ("address", "http_address", "connect_address"):
+            wanted = given.get(name, getattr(settings, name))
+            if wanted is not None:
+                shared[name] = held.enter_context(shared_port(wanted, f"serving.{name}"))
+                program += [f"--{name.replace('_', '-')}", shared[name]]
         log = structlog.get_logger("featurestore.serving")
-        log.info("supervising", address=shared, workers=workers)
+        program += held.enter_context(shown_together(settings.metrics_address, log))
+        log.info("supervising", **shared, workers=workers)
         return Supervisor(
-            lambda link: [*program, "--address", shared, "--worker-link", str(link)],
+            lambda link: [*program, "--worker-link", str(link)],
             workers,
             clock=SystemClock(),
             log=log,
@@ -93,9 +152,10 @@ def status(invocation: Invocation, server: str | None) -> Output:
     """Show for each view whether it is fresh, on time and healthy."""
     if server is not None:
         from featurestore.cli.connecting import client_of
+        from featurestore.cli.serving_info import serving_output
 
         with client_of(server) as client:
-            return _server_output(server, client.serving_info())
+            return serving_output(server, client.serving_info())
     with invocation.store() as store:
         project, views = store.project, store.status()
     blocks: list[Block] = [
@@ -165,45 +225,6 @@ def _remarks(view: ViewStatus) -> list[Block]:
         lines.append(Cell(f"{view.view}: last {runs} failed: {error}", "bad"))
     lines += [Cell(f"{view.view}: {note}", "warning") for note in view.notes]
     return lines
-
-
-def _server_output(address: str, info: ServingInfo) -> Output:
-    facts = Facts(
-        [
-            ("server", address),
-            ("version", info.server_version),
-            ("project", info.project),
-            ("revision", str(info.revision)),
-            ("services", ", ".join(info.services) or "(none)"),
-        ]
-    )
-    rows = [
-        [
-            name,
-            "on-demand" if view.on_demand else ", ".join(view.join_keys) or "(global)",
-            ", ".join(view.features),
-            view.fingerprint,
-        ]
-        for name, view in info.views.items()
-    ]
-    data = {
-        "address": address,
-        "server_version": info.server_version,
-        "project": info.project,
-        "revision": info.revision,
-        "views": {
-            name: {
-                "fingerprint": view.fingerprint,
-                "on_demand": view.on_demand,
-                "join_keys": view.join_keys,
-                "features": view.features,
-                "request": view.request,
-            }
-            for name, view in info.views.items()
-        },
-        "services": info.services,
-    }
-    return Output(data, [facts, Table(("view", "~join keys", "~features", "fingerprint"), rows)])
 
 
 COMMANDS = (serve, status)

@@ -81,7 +81,8 @@ class ApplyPlan(Plan):
 
     Attributes:
         project: The project's name.
-        base_revision: The revision that it was made from; it is only applied to that one.
+        base_revision: The revision that it was made from; it is applied to that one, or to one with
+            the same definitions.
         changes: Entities first, then views, on-demand views and services, each sorted by name.
     """
 

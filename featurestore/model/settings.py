@@ -78,9 +78,12 @@ class OnlineSettings(Section):
     """Where the newest values live.
 
     Attributes:
-        url: lmdb:PATH, redis://, rediss://, redis+cluster:// or memory:.
+        url: lmdb:PATH, redis://, redis+cluster://, redis+sentinel:// (docs/redis.md; rediss for
+            TLS) or memory:.
         username: For Redis with ACL users; only from FEATURESTORE_ONLINE_USERNAME or the file.
         password: Only from FEATURESTORE_ONLINE_PASSWORD.
+        sentinel_username: Of an ACL user of the sentinels.
+        sentinel_password: Of the sentinels; only from FEATURESTORE_ONLINE_SENTINEL_PASSWORD.
         timeout_seconds: The longest wait for the store.
         gc_grace_hours: How long past its ttl Redis keeps a value, so that it can be told expired.
         batch_rows: Rows written in one round trip.
@@ -89,6 +92,8 @@ class OnlineSettings(Section):
     url: str = "lmdb:data/online"
     username: str | None = None
     password: SecretStr | None = None
+    sentinel_username: str | None = None
+    sentinel_password: SecretStr | None = None
     timeout_seconds: float = 2.0
     gc_grace_hours: float = 168.0
     batch_rows: int = 5_000
@@ -102,6 +107,10 @@ class ServingSettings(Section):
         threads: Requests handled at once.
         refresh_seconds: How often the registry is asked for new definitions and tables.
         drain_seconds: How long requests in flight may take after SIGTERM.
+        http_address: host:port to listen on for HTTP with JSON (docs/clients.md), beside gRPC;
+            without it there is none.
+        connect_address: host:port to listen on for the Connect protocol (docs/clients.md), the
+            fastest way to look up single entities; without it there is none.
         max_message_bytes: The largest request or response.
         max_concurrent_requests: Requests in flight, waiting ones too; further ones are refused at
             once.
@@ -123,12 +132,23 @@ class ServingSettings(Section):
         jwt_scope_claim: The claim that holds a token's scopes: text with spaces, or a list.
         jwt_leeway_seconds: How far the issuer's clock may be off.
         audit_log: File of the audit, one JSON line a call, or `stderr`; without it there is none.
+        metrics_address: host:port where Prometheus finds the metrics; without it there are none.
+        traces: Where traces go by OTLP over gRPC: http://host:port or https://host:port; `env`
+            leaves it to the variables OTEL_*; without it there are none.
+        slow_seconds: A call that takes longer is written to the log; 0 writes none.
+        served_log_sample: The share of answers that is logged with keys and values, from 0 for
+            none to 1 for all.
+        served_log_rows: Entity rows that may wait to be logged; further ones are not logged.
+        served_log_seconds: How often they are written.
+        served_log_retention_days: How long they are kept; 0 for ever.
     """
 
     address: str = "127.0.0.1:6566"
     threads: int = 8
     refresh_seconds: float = 1.0
     drain_seconds: float = 30.0
+    http_address: str | None = None
+    connect_address: str | None = None
     max_message_bytes: int = 16 * 1024 * 1024
     max_concurrent_requests: int = 1_000
     max_entity_rows: int = 0
@@ -144,6 +164,26 @@ class ServingSettings(Section):
     jwt_audience: str | None = None
     jwt_scope_claim: str = "scope"
     jwt_leeway_seconds: float = 30.0
+    audit_log: str | None = None
+    metrics_address: str | None = None
+    traces: str | None = None
+    slow_seconds: float = 0.0
+    served_log_sample: float = 0.0
+    served_log_rows: int = 100_000
+    served_log_seconds: float = 10.0
+    served_log_retention_days: float = 30.0
+
+
+class AccessSettings(Section):
+    """Who may use the repository from Python and the command line (docs/security.md).
+
+    Attributes:
+        keys_file: File of the API keys that `featurestore keys` writes; the servers' file will do.
+            With it, whoever opens the repository must show a key (FEATURESTORE_API_KEY).
+        audit_log: File of the audit, one JSON line a call, or `stderr`; without it there is none.
+    """
+
+    keys_file: str | None = None
     audit_log: str | None = None
 
 
@@ -208,3 +248,4 @@ class Settings(Section):
     serving: ServingSettings = ServingSettings()
     streams: StreamsSettings = StreamsSettings()
     scheduling: SchedulingSettings = SchedulingSettings()
+    access: AccessSettings = AccessSettings()

@@ -7,17 +7,22 @@ thrown away.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from featurestore.clock import Clock
 from featurestore.compile.request import FeaturesArgument, OnDemandStep, resolve, slot
-from featurestore.dtypes import DType
-from featurestore.errors import AsOfBeforeRowError, NameClashError, RequestError, listing
+from featurestore.errors import (
+    AsOfBeforeRowError,
+    FeatureStoreError,
+    NameClashError,
+    RequestError,
+    listing,
+)
 from featurestore.ports.online import OnlineStore
 from featurestore.ports.registry import ProjectState
-from featurestore.semantics.keys import encode_columns, encode_key
 from featurestore.semantics.packed import ManyHeads, OneHead
 from featurestore.semantics.timeline import (
     MAX_INSTANT,
@@ -26,8 +31,8 @@ from featurestore.semantics.timeline import (
     to_instant,
 )
 from featurestore.services.columns import InputRows
-from featurestore.services.lookup import KeyGroup, Lookup, LookupJoin, features_key
-from featurestore.services.lossless import lossless
+from featurestore.services.lookup import Lookup, LookupJoin, features_key
+from featurestore.services.lookup_keys import FEW_ROWS, echoed_keys, encode_rows, wanted_keys
 from featurestore.services.on_demand import OnDemandFunctions, run_steps
 from featurestore.services.response import ArrowBlock, Block, OnlineResponse
 from featurestore.services.state import StateCache
@@ -37,8 +42,31 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _REMEMBERED = 256
-_FEW_ROWS = 8
-_EXACT_TYPES = {"int32": int, "int64": int, "string": str, "bytes": bytes, "bool": bool}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A lookup that was checked whole; nothing of it has been read.
+
+    Attributes:
+        lookup: What is asked for.
+        rows: The entity rows.
+        as_of: The instant, None for now.
+        fields: The request fields of on-demand views.
+        keys: The key of each row, by key group.
+    """
+
+    lookup: Lookup
+    rows: InputRows
+    as_of: int | None
+    fields: dict[str, pa.Array]
+    keys: Sequence[Sequence[bytes | None]]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it reads a few plain rows and nothing else, so that it holds up nobody."""
+        lookup = self.lookup
+        return not lookup.has_windows and not lookup.plan.steps and self.rows.rows <= FEW_ROWS
 
 
 class OnlineReader:
@@ -97,25 +125,69 @@ class OnlineReader:
             DataError: A stored row has another schema (law O4), or an on-demand view failed.
             OnlineStoreUnavailableError: The store does not answer in time (law O5).
         """
-        lookup = self._prepare(features, full_feature_names=full_feature_names)
+        prepared = self.prepare(
+            features,
+            entity_rows,
+            as_of=as_of,
+            request=request,
+            full_feature_names=full_feature_names,
+        )
+        return self.look_up(prepared, timeout)
+
+    def prepare(
+        self,
+        features: FeaturesArgument,
+        entity_rows: Any,
+        *,
+        as_of: datetime | str | int | None = None,
+        request: Any = None,
+        full_feature_names: bool = False,
+    ) -> Prepared:
+        """Return a lookup that is ready to be made; arguments and errors as above."""
+        lookup = self._resolved(features, full_feature_names=full_feature_names)
         rows = InputRows.of(entity_rows)
         instant = None if as_of is None else checked_as_of(as_of)
         if not lookup.output_names.isdisjoint(rows.columns):
             raise _clash(lookup, rows)
-        fields = self._request_fields(lookup, rows, request)
-        keys = [_encode(rows, group) for group in lookup.groups]
-        if lookup.has_windows:
-            instant, blocks = self._look_at_states(lookup, keys, rows, instant, timeout)
-        else:
-            heads = self._heads(
-                lookup.joins, self._fetch(_wanted(lookup.joins, keys), timeout), rows
-            )
-            instant = self._instant(lookup.joins, rows, heads, instant)
-            blocks = _seen(lookup.joins, heads, instant)
-        if lookup.plan.steps:
-            blocks += self._run_steps(lookup, blocks, fields, rows.rows)
-        echo = ArrowBlock(lambda: _echo(lookup, rows))
-        return OnlineResponse(lookup.layout, rows.rows, instant, echo, blocks)
+        fields = {}
+        if lookup.plan.request_fields:
+            fields = self._request_fields(lookup, rows, request)
+        return Prepared(
+            lookup, rows, instant, fields, [encode_rows(rows, g) for g in lookup.groups]
+        )
+
+    def look_up(self, prepared: Prepared, timeout: float | None = None) -> OnlineResponse:
+        """Return the answer to a lookup; errors as above."""
+        lookup, rows = prepared.lookup, prepared.rows
+        if not lookup.has_windows:
+            wanted = wanted_keys(lookup.joins, prepared.keys)
+            return self._answer(prepared, self._fetch(wanted, timeout))
+        instant, blocks = self._look_at_states(lookup, prepared.keys, rows, prepared.as_of, timeout)
+        return self._response(prepared, instant, blocks)
+
+    def look_up_together(
+        self, asked: Sequence[Prepared], timeout: float | None = None
+    ) -> list[OnlineResponse | FeatureStoreError]:
+        """Return the answers to lookups without windows, or why one has none, by one round trip.
+
+        Raises:
+            OnlineStoreUnavailableError: The store does not answer in time (law O5).
+        """
+        wanted = [wanted_keys(each.lookup.joins, each.keys) for each in asked]
+        keys = [key for each in wanted for key in each if key is not None]
+        values = iter(self._online.read(keys, timeout=timeout) if keys else ())
+        found: list[OnlineResponse | FeatureStoreError] = []
+        for each, mine in zip(asked, wanted, strict=True):
+            held = [None if key is None else next(values) for key in mine]
+            try:
+                found.append(self._answer(each, held))
+            except FeatureStoreError as error:
+                found.append(error)
+        return found
+
+    def read_through(self, wrap: Callable[[OnlineStore], OnlineStore]) -> None:
+        """Read the store by what wraps it, such as a stopwatch; before the first lookup."""
+        self._online = wrap(self._online)
 
     def ping(self, timeout: float | None = None) -> None:
         """Return when the online store answers.
@@ -125,7 +197,29 @@ class OnlineReader:
         """
         self._online.ping(timeout=timeout)
 
-    def _prepare(self, features: FeaturesArgument, *, full_feature_names: bool) -> Lookup:
+    def cautions(self) -> list[str]:
+        """Return what threatens what the online store keeps, a sentence each.
+
+        Raises:
+            FeatureStoreError: The store does not tell.
+        """
+        return self._online.cautions()
+
+    def _answer(self, prepared: Prepared, values: Sequence[bytes | None]) -> OnlineResponse:
+        """Return the answer to a lookup without windows."""
+        lookup, rows = prepared.lookup, prepared.rows
+        heads = self._heads(lookup.joins, values, rows)
+        instant = self._instant(lookup.joins, rows, heads, prepared.as_of)
+        return self._response(prepared, instant, _seen(lookup.joins, heads, instant))
+
+    def _response(self, prepared: Prepared, instant: int, blocks: list[Block]) -> OnlineResponse:
+        lookup, rows = prepared.lookup, prepared.rows
+        if lookup.plan.steps:
+            blocks += self._run_steps(lookup, blocks, prepared.fields, rows.rows)
+        echo = ArrowBlock(lambda: echoed_keys(lookup, rows))
+        return OnlineResponse(lookup.layout, rows.rows, instant, echo, blocks)
+
+    def _resolved(self, features: FeaturesArgument, *, full_feature_names: bool) -> Lookup:
         state = self.state.get()
         held, lookups = self._prepared
         if held is not state:
@@ -171,7 +265,7 @@ class OnlineReader:
         }
         now = self._clock.now_us()
         asked = now if as_of is None else as_of
-        wanted = _wanted(plain, keys)
+        wanted = wanted_keys(plain, keys)
         unique = [key for key in dict.fromkeys(wanted) if key is not None]
         states = list(readings.values())
         read = read_together(self._online, states, unique, asked, timeout)
@@ -190,6 +284,8 @@ class OnlineReader:
         self, items: Sequence[LookupJoin], values: Sequence[bytes | None], rows: InputRows
     ) -> list[OneHead | ManyHeads]:
         count = rows.rows
+        if count == 1:
+            return [OneHead(item.reader, value) for item, value in zip(items, values, strict=True)]
         return [
             item.reader.heads(values[i * count : (i + 1) * count]) for i, item in enumerate(items)
         ]
@@ -238,17 +334,6 @@ class OnlineReader:
         return [_step_block(step, filled) for step in lookup.plan.steps]
 
 
-def _wanted(
-    items: Sequence[LookupJoin], keys: Sequence[Sequence[bytes | None]]
-) -> list[bytes | None]:
-    """Return the key of each row of each view, None for no key."""
-    wanted: list[bytes | None] = []
-    for item in items:
-        lead = item.namespace
-        wanted += [None if key is None else lead + key for key in keys[item.group]]
-    return wanted
-
-
 def _seen(
     items: Sequence[LookupJoin], heads: Sequence[OneHead | ManyHeads], instant: int
 ) -> list[Block]:
@@ -277,37 +362,6 @@ def checked_as_of(as_of: datetime | str | int) -> int:
             allowed="microseconds since 1970-01-01T00:00:00Z",
         )
     return instant
-
-
-def _encode(rows: InputRows, group: KeyGroup) -> list[bytes | None]:
-    """Return the key of each entity row, None where a part is null (law K2)."""
-    if not group.columns:
-        return [b""] * rows.rows
-    if rows.rows <= _FEW_ROWS:
-        values = [rows.columns.get(name) for name in group.columns]
-        if all(map(_is_exact, values, group.dtypes)):
-            return [encode_key(part, group.dtypes) for part in zip(*values, strict=True)]
-    columns = [
-        rows.key(name, dtype, group.needed_by)
-        for name, dtype in zip(group.columns, group.dtypes, strict=True)
-    ]
-    return encode_columns(columns, group.dtypes)
-
-
-def _is_exact(values: Any, dtype: DType) -> bool:
-    """Whether a column is a list of Python values of just the declared type."""
-    exact = _EXACT_TYPES.get(dtype.scalar)
-    return type(values) is list and all(v is None or type(v) is exact for v in values)
-
-
-def _echo(lookup: Lookup, rows: InputRows) -> list[pa.Array]:
-    """Return the key columns as they were understood: of their declared type where they fit."""
-    columns = []
-    for name, dtype in lookup.key_columns:
-        array = rows.key(name, dtype, "join key")
-        echoed = lossless(array, dtype)
-        columns.append(array if echoed is None else echoed)
-    return columns
 
 
 def _readers_of(lookup: Lookup, field: str) -> str:

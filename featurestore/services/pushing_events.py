@@ -28,12 +28,14 @@ from featurestore.services.payloads import MAX_EVENTS, Decoder, encode
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from featurestore.clock import Clock
     from featurestore.compile.plan import SourcePlan
     from featurestore.ports.streams import EventStream
     from featurestore.services.source_columns import SourceColumns
     from featurestore.services.state import StateCache
 
 _PAYLOADS_A_CALL = 64
+_LEAST_WAIT = 0.001
 # The order of versions follows from positions, unless they are declared; so does the partition of
 # an event from its id, where the URL says that there are several.
 _PARTITIONS = re.compile(r"[?&]partitions=(\d+)")
@@ -59,6 +61,7 @@ class EventPusher:
         state: The applied definitions.
         columns: Tells the columns of a source's history.
         open_stream: Returns the stream of a URL, the same one for the same URL.
+        clock: Measures waits.
     """
 
     def __init__(
@@ -66,18 +69,21 @@ class EventPusher:
         state: StateCache,
         columns: SourceColumns,
         open_stream: Callable[[str], EventStream],
+        clock: Clock,
     ) -> None:
         self._state = state
         self._columns = columns
         self._open_stream = open_stream
+        self._clock = clock
 
-    def push(self, source: str, events: Any) -> PushReceipt:
+    def push(self, source: str, events: Any, *, timeout: float | None = None) -> PushReceipt:
         """Append events to the stream of a source.
 
         Args:
             source: The source's name.
             events: A list of dicts, a dict of lists, or a pyarrow, polars or pandas table, with the
                 columns of the source's history; those that are missing are null.
+            timeout: Seconds to wait for the stream at most; None takes the stream's setting.
 
         Returns:
             How many were taken, and how far the stream's partitions are with them.
@@ -96,14 +102,23 @@ class EventPusher:
         payloads: list[bytes] = []
         keys: list[bytes] = []
         stream = self._open_stream(str(plan.stream))
+        until = None if timeout is None else self._clock.monotonic() + timeout
+
+        def append() -> None:
+            left = None if until is None else max(until - self._clock.monotonic(), _LEAST_WAIT)
+            for partition, position in stream.append(payloads, keys, timeout=left):
+                positions[partition] = max(position, positions.get(partition, -1))
+            payloads.clear()
+            keys.clear()
+
         partitions = int((_PARTITIONS.search(str(plan.stream)) or [0, 1])[1])
         for piece, key in _pieces(table, raw_name(plan, str(plan.event_id)), partitions):
             payloads.append(encode(piece))
             keys.append(key)
             if len(payloads) == _PAYLOADS_A_CALL:
-                _append(stream, payloads, keys, positions)
+                append()
         if payloads:
-            _append(stream, payloads, keys, positions)
+            append()
         return PushReceipt(table.num_rows, positions)
 
     def source(self, name: str) -> SourcePlan:
@@ -281,15 +296,3 @@ def _ids(column: Any) -> Any:
     if pa.types.is_integer(column.type):
         return column.to_numpy()
     return np.array(column.cast(pa.string()).to_pylist(), dtype=str)
-
-
-def _append(
-    stream: EventStream,
-    payloads: list[bytes],
-    keys: list[bytes],
-    positions: dict[str, int],
-) -> None:
-    for partition, position in stream.append(payloads, keys):
-        positions[partition] = max(position, positions.get(partition, -1))
-    payloads.clear()
-    keys.clear()

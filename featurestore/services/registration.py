@@ -119,14 +119,7 @@ class Registration:
                 kind=self._sources.kind,
             )
             catalog = compile_catalog(self._project, declarations, eyes)
-        plan = diff(
-            base.catalog,
-            catalog,
-            base_revision=base.revision,
-            serving=base.serving,
-            has_data=self._has_data,
-        )
-        return PlannedChange(plan, catalog, base)
+        return self._planned(base, catalog)
 
     def apply(
         self,
@@ -141,26 +134,21 @@ class Registration:
         is deleted now.
 
         Args:
-            change: Declarations, or a plan of them: that is applied only as long as nobody else
-                has changed the project.
+            change: Declarations, or a plan of them. Either is applied only as long as nobody else
+                has changed the definitions. That a view serves from its new table changes none.
             allow_destructive: Whether data may be dropped.
             applied_by: Who applies, for the audit.
 
         Raises:
             DestructiveChangeError: Data would be dropped and that is not allowed.
-            ConflictError: Somebody else changed the project since the plan was made.
+            ConflictError: Somebody else changed the definitions since the plan was made.
         """
         planned = change if isinstance(change, PlannedChange) else self.plan(change)
         if planned.plan.destructive and not allow_destructive:
             raise _destructive(planned.plan)
         state, changes = planned.base, planned.plan.changes
         if changes:
-            state = self._registry.publish(
-                self._next_state(planned),
-                applied_by=applied_by,
-                applied_at_us=self._clock.now_us(),
-                summary=_summary(planned.plan),
-            )
+            state = self._publish(planned, applied_by)
         try:
             deleted, state = self._delete_removed(state, applied_by)
         except FeatureStoreError as error:
@@ -220,6 +208,38 @@ class Registration:
         deleted = self._disposal.delete_all(state, versions)
         self._registry.delete_project(self._project)
         return deleted
+
+    def _planned(self, base: ProjectState, catalog: Catalog) -> PlannedChange:
+        plan = diff(
+            base.catalog,
+            catalog,
+            base_revision=base.revision,
+            serving=base.serving,
+            has_data=self._has_data,
+        )
+        return PlannedChange(plan, catalog, base)
+
+    def _publish(self, planned: PlannedChange, applied_by: str) -> ProjectState:
+        """Publish a plan, again where others came first and it means the same as before."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._registry.publish(
+                    self._next_state(planned),
+                    applied_by=applied_by,
+                    applied_at_us=self._clock.now_us(),
+                    summary=_summary(planned.plan),
+                )
+            except ConflictError:
+                again = self._planned(self._registry.state(self._project), planned.catalog)
+                same = again.base.catalog == planned.base.catalog
+                if (
+                    attempt == _ATTEMPTS - 1
+                    or not same
+                    or again.plan.changes != planned.plan.changes
+                ):
+                    raise
+                planned = again
+        raise AssertionError
 
     def _next_state(self, planned: PlannedChange) -> ProjectState:
         base, views = planned.base, planned.catalog.views

@@ -280,9 +280,17 @@ class WindowBlock:
             for index in indexes
         ]
 
+    def wholes(self, indexes: Sequence[int]) -> None:  # noqa: ARG002
+        """Return nothing: what is computed is Arrow."""
+        return
+
     def validity(self, index: int) -> bytes | None:
         """Return the column's validity."""
         return validity_of(self._arrays[index])
+
+    def nulls(self, indexes: Sequence[int]) -> int:
+        """Return how many values of columns are null."""
+        return sum(self._arrays[index].null_count for index in indexes)
 
     def array(self, index: int) -> pa.Array:
         """Return the column as an Arrow array."""

@@ -106,7 +106,7 @@ class Handling:
     ) -> bytes:
         """Answer a call; its message is read last, when all that can be said before was."""
         if self._pool.is_refusing():
-            raise _overloaded()
+            raise overloaded()
         self._guard.admit(call)
         time_left(context)
         try:
@@ -174,7 +174,8 @@ def time_left(context: grpc.ServicerContext) -> float | None:
     return left
 
 
-def _overloaded() -> OverloadedError:
+def overloaded() -> OverloadedError:
+    """Return the error of a call that is one too many; nothing of it was begun."""
     error = OverloadedError(
         "The server has more requests than it takes on.",
         hint=f"Try again in {_RETRY_SECONDS:g} s; serving.max_concurrent_requests is the limit.",

@@ -5,6 +5,7 @@ The server decodes events into a table and hands it to the store, which knows wh
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -23,9 +24,13 @@ from featurestore.serving.v1 import serving_pb2 as pb
 class EventSink(Protocol):
     """Whoever takes events, such as a feature store."""
 
-    def push(self, source: str, events: pa.Table) -> PushReceipt:
+    def push(self, source: str, events: pa.Table, *, timeout: float | None) -> PushReceipt:
         """Append events to the stream of a source; see `services.pushing_events`."""
         ...
+
+
+EventReader = Callable[[str, Sequence[Mapping[str, Any]]], pa.Table]
+"""Returns JSON objects as events of a source; see `services.pushing_events.EventPusher.typed`."""
 
 
 class NoEventsError(RequestError):
@@ -58,16 +63,16 @@ class PushMethod:
             raise RequestError("A push names no source.")
         return message
 
-    def put(self, message: pb.PushRequest) -> PushReceipt:
-        """Hand the events of a message over.
+    def put(self, source: str, events: pa.Table, timeout: float | None) -> PushReceipt:
+        """Hand events over, waiting for so many seconds at most (None: as the stream is set).
 
         Raises:
-            RequestError: The events break the protocol, or the store refuses them.
+            RequestError: The store refuses them.
             FeatureStoreError: Whatever else the store raises.
         """
         if self._sink is None:
             raise NoEventsError("This feature server takes no events.")
-        return self._sink.push(message.source, read_events(message))
+        return self._sink.push(source, events, timeout=timeout)
 
 
 def push_code_of(error: FeatureStoreError) -> grpc.StatusCode:

@@ -124,6 +124,9 @@ class _WireBlock:
     def plains(self, indexes: Sequence[int]) -> Sequence[Plain | None]:
         return [self._plain(index) for index in indexes]
 
+    def wholes(self, indexes: Sequence[int]) -> None:  # noqa: ARG002
+        return
+
     def _plain(self, index: int) -> Plain | None:
         dtype = self._types[index]
         if dtype.width is None:
@@ -138,6 +141,11 @@ class _WireBlock:
         if validity and len(validity) != (self._rows + 7) // 8:
             raise self._broken(index)
         return validity or None
+
+    def nulls(self, indexes: Sequence[int]) -> int:
+        found = [self.validity(index) for index in indexes]
+        there = (int.from_bytes(each, "little").bit_count() for each in found if each is not None)
+        return self._rows * sum(each is not None for each in found) - sum(there)
 
     def array(self, index: int) -> pa.Array:
         array = read_arrow(self._columns[index])

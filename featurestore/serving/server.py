@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -22,19 +23,27 @@ from featurestore.clock import Clock, SystemClock
 from featurestore.errors import FeatureStoreError
 from featurestore.model.settings import ServingSettings
 from featurestore.services.online import OnlineReader
-from featurestore.serving.client import SERVICE, is_loopback
+from featurestore.serving.cautions import Cautions
+from featurestore.serving.client_calls import SERVICE, is_loopback
+from featurestore.serving.freshness import Freshness
+from featurestore.serving.fronts import connect_front, http_front
 from featurestore.serving.handling import Handling
 from featurestore.serving.health import Health
+from featurestore.serving.http.exchange import Surroundings
 from featurestore.serving.methods import Methods
-from featurestore.serving.observing import Observer
+from featurestore.serving.observing import Condition, Observer, Watcher
 from featurestore.serving.pool import DaemonPool
-from featurestore.serving.push import EventSink, push_code_of
+from featurestore.serving.push import EventReader, EventSink, push_code_of
 from featurestore.serving.receiving import Receiver
 from featurestore.serving.security.guard import Guard
 from featurestore.serving.security.tls import ServerTls, certificate_files
 from featurestore.serving.shared_port import cannot_listen, split_address
 from featurestore.serving.standard import StandardServices
 from featurestore.serving.status import code_of
+
+if TYPE_CHECKING:
+    from featurestore.serving.connect.front import ConnectFront
+    from featurestore.serving.http.front import HttpFront
 
 _PING_SECONDS = 1.0
 _ONLINE_STORE = "online store"
@@ -52,6 +61,7 @@ class FeatureServer:
         folder: Where paths in the settings begin: the repository.
         clock: Tells the time for expiries, limits and the audit.
         observers: Hear of calls; closed once the last has ended.
+        event_reader: Reads events that come as JSON; without it pushes over HTTP are refused.
 
     Raises:
         SettingsError: What the settings say of TLS, keys, tokens or the audit cannot be used.
@@ -68,6 +78,7 @@ class FeatureServer:
         folder: Path = Path(),
         clock: Clock | None = None,
         observers: Sequence[Observer] = (),
+        event_reader: EventReader | None = None,
     ) -> None:
         clock = clock or SystemClock()
         self._reader = reader
@@ -75,24 +86,27 @@ class FeatureServer:
         self._log = structlog.get_logger("featurestore.serving")
         self._credentials = credentials or self._tls(folder)
         self._guard = Guard(reader.project, settings, folder, clock)
-        self._observers = tuple(observers)
-        self._methods = Methods(reader, self._guard, settings, events, self._observers)
+        self._freshness = Freshness(reader.state, clock)
+        self._observers = (self._freshness, *observers)
+        self._methods = Methods(
+            reader, self._guard, settings, events, self._observers, self._freshness
+        )
         self._health = Health(SERVICE)
         self._troubles: dict[str, str] = {}
+        self._cautions = Cautions(self._log, clock)
         self._stopping = threading.Event()
-        self._watchers = [
-            threading.Thread(target=self._watch, args=(look,), name=name, daemon=True)
-            for name, look in (("watch", self._look), ("keys", self._guard.refresh))
-        ]
+        self._watchers = self._made_watchers()
         waiting = max(1, settings.max_concurrent_requests - settings.threads)
         self._pool = DaemonPool(settings.threads, waiting)
         self._receiver = Receiver(self._pool, clock, settings.receive_seconds)
-        restricted = self._guard.access.restricted
-        self._standard = StandardServices(
-            self._health, () if restricted else (SERVICE,), clock, settings.receive_seconds
-        )
+        self._standard = self._made_standard(clock)
         self._server = grpc.server(self._pool, options=_options(settings, share_port=share_port))
         self.address = settings.address
+        self.http_address: str | None = None
+        self.connect_address: str | None = None
+        around = Surroundings(self._guard, self._pool, clock, self._log, self._observers)
+        self._front = self._made_front(around, folder, events, event_reader, share_port=share_port)
+        self._connect = self._made_connect(around, folder, share_port=share_port)
 
     def start(self) -> str:
         """Begin to serve; return the address that is listened on.
@@ -104,7 +118,12 @@ class FeatureServer:
         state = self._reader.state.get()
         self._add_services()
         self.address = self._bind()
+        self._freshness.refresh()
         self._look()
+        if self._front is not None:
+            self.http_address = self._front.start()
+        if self._connect is not None:
+            self.connect_address = self._connect.start()
         self._receiver.start()
         self._server.start()
         for watcher in self._watchers:
@@ -112,13 +131,17 @@ class FeatureServer:
         self._log.info(
             "serving",
             address=self.address,
+            http_address=self.http_address,
+            connect_address=self.connect_address,
             project=self._reader.project,
             revision=state.revision,
             views=len(state.serving),
             tls=self._credentials is not None,
             restricted=self._guard.access.restricted,
         )
-        plain = self._credentials is None and not is_loopback(self.address)
+        addresses = (self.address, self.http_address, self.connect_address)
+        open_addresses = [a for a in addresses if a and not is_loopback(a)]
+        plain = self._credentials is None and open_addresses
         if plain and self._guard.access.restricted:
             self._log.warning("keys and tokens come in plain text", hint="set serving.tls_*")
         return self.address
@@ -130,7 +153,11 @@ class FeatureServer:
         self._stopping.set()
         self._health.end()
         self._log.info("draining", address=self.address, seconds=self._settings.drain_seconds)
+        fronts = [front for front in (self._front, self._connect) if front is not None]
+        drained = [front.drain() for front in fronts]
         self._server.stop(self._settings.drain_seconds).wait()
+        for wait in drained:
+            wait()
         self._pool.shutdown(wait=False)
         self._standard.stop()
         self._receiver.stop()
@@ -215,6 +242,58 @@ class FeatureServer:
             raise cannot_listen(address) from error
         return f"{host}:{bound}"
 
+    def _made_front(
+        self,
+        around: Surroundings,
+        folder: Path,
+        events: EventSink | None,
+        event_reader: EventReader | None,
+        *,
+        share_port: bool,
+    ) -> HttpFront | None:
+        if self._settings.http_address is None:
+            return None
+        return http_front(
+            self._settings,
+            folder,
+            self._reader,
+            self._methods,
+            around,
+            events=events,
+            event_reader=event_reader,
+            is_answering=lambda: self.is_answering,
+            share_port=share_port,
+        )
+
+    def _made_connect(
+        self, around: Surroundings, folder: Path, *, share_port: bool
+    ) -> ConnectFront | None:
+        if self._settings.connect_address is None:
+            return None
+        return connect_front(
+            self._settings,
+            folder,
+            self._methods,
+            around,
+            is_answering=lambda: self.is_answering,
+            share_port=share_port,
+        )
+
+    def _made_standard(self, clock: Clock) -> StandardServices:
+        shown = () if self._guard.access.restricted else (SERVICE,)
+        return StandardServices(self._health, shown, clock, self._settings.receive_seconds)
+
+    def _made_watchers(self) -> list[threading.Thread]:
+        looks = {
+            "watch": self._look,
+            "keys": self._guard.refresh,
+            "freshness": self._freshness.refresh,
+        }
+        return [
+            threading.Thread(target=self._watch, args=(look,), name=name, daemon=True)
+            for name, look in looks.items()
+        ]
+
     def _watch(self, look: Callable[[], None]) -> None:
         # Twice in the time for which a state is used: no request finds it too old.
         while not self._stopping.wait(self._settings.refresh_seconds / 2):
@@ -241,6 +320,18 @@ class FeatureServer:
             self._log.warning("unavailable", part=name, error=troubles[name])
         for name in before.keys() - troubles.keys():
             self._log.info("available again", part=name)
+        condition = Condition(
+            state=state.get(),
+            store_up=_ONLINE_STORE not in troubles,
+            breaker_open=self._guard.breaker.is_open,
+            freshness=self._freshness.tables,
+            newest_served=self._freshness.newest_by_view(),
+        )
+        for observer in self._observers:
+            if isinstance(observer, Watcher):
+                observer.watched(condition)
+        if _ONLINE_STORE not in troubles and self._cautions.are_due():
+            self._cautions.look(self._reader)
 
 
 def _options(settings: ServingSettings, *, share_port: bool) -> tuple[tuple[str, int], ...]:

@@ -52,13 +52,17 @@ def code_of(error: FeatureStoreError) -> grpc.StatusCode:
 
 def metadata_of(error: FeatureStoreError) -> tuple[tuple[str, str | bytes], ...]:
     """Return the trailing metadata that carries an error, and when to try again."""
-    known = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _CLASSES)
-    parts = {part: _shortened(getattr(error, part)) for part in _PARTS}
-    told = json.dumps({"class": known, **parts}, ensure_ascii=False).encode()
+    told = json.dumps(parts_of(error), ensure_ascii=False).encode()
     retry = error.retry_seconds if isinstance(error, errors.UnavailableError) else None
     if retry is None:
         return ((METADATA_KEY, told),)
     return (METADATA_KEY, told), (_PUSHBACK_KEY, str(math.ceil(retry * 1000)))
+
+
+def parts_of(error: FeatureStoreError) -> dict[str, str | None]:
+    """Return what an error tells, and as `class` the nearest class that others know."""
+    known = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _CLASSES)
+    return {"class": known, **{part: shortened(getattr(error, part)) for part in _PARTS}}
 
 
 def error_of(failure: Any, address: str) -> FeatureStoreError:
@@ -131,7 +135,8 @@ def _by_status(code: grpc.StatusCode, details: str, address: str) -> FeatureStor
     )
 
 
-def _shortened(text: str | None) -> str | None:
+def shortened(text: str | None) -> str | None:
+    """Return a part of an error as long as may be sent."""
     if text is None or len(text.encode()) <= _LONGEST_PART:
         return text
     return text.encode()[:_LONGEST_PART].decode(errors="ignore") + "..."

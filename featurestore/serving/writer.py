@@ -80,7 +80,7 @@ class ResponseWriter:
             groups[feature.source].append((place, feature.index))
         # For each source: where the values of its features stand in a frame's parts, and what they
         # are called by in its block.
-        self._groups = [([2 * p + 1 for p, _ in g], [i for _, i in g]) for g in groups]
+        self._groups = [(_stepped([2 * p + 1 for p, _ in g]), [i for _, i in g]) for g in groups]
         self._origins = pb.GetOnlineFeaturesResponse(
             feature_sources=[feature.source for feature in layout.features]
         ).SerializeToString()
@@ -109,11 +109,11 @@ class ResponseWriter:
         ends: list[bytes] = []
         for source, block in enumerate(response.blocks):
             places, indexes = self._groups[source]
-            for at, plain in zip(places, block.plains(indexes), strict=True):
-                if plain is not None and plain[1] is None:
-                    parts[at] = plain[0]
-                else:
-                    parts[at - 1 : at + 1] = self._column(at // 2, frame, plain, response)
+            whole = block.wholes(indexes)
+            if whole is not None and type(places) is slice:
+                parts[places] = whole
+            else:
+                self._put(parts, source, frame, response)
             if block.statuses and not block.applied:
                 before, between = frame.sources[source]
                 ends += (before, block.statuses, between, block.events)
@@ -121,6 +121,19 @@ class ResponseWriter:
                 ends.append(framed(_RESPONSE["sources"], self._sources[source] + _seen(block)))
         keys = [self._key(i, response, sent) for i in range(len(self._keys))]
         return b"".join((start.SerializeToString(), *keys, *parts, self._origins, *ends))
+
+    def _put(
+        self, parts: list[bytes], source: int, frame: _Frame, response: OnlineResponse
+    ) -> None:
+        """Put the columns of a source in their places, one by one."""
+        found, indexes = self._groups[source]
+        places = range(len(parts))[found] if isinstance(found, slice) else found
+        plains = response.blocks[source].plains(indexes)
+        for at, plain in zip(places, plains, strict=True):
+            if plain is not None and plain[1] is None:
+                parts[at] = plain[0]
+            else:
+                parts[at - 1 : at + 1] = self._column(at // 2, frame, plain, response)
 
     def _key(self, index: int, response: OnlineResponse, sent: Mapping[str, pb.Column]) -> bytes:
         name, field = self._keys[index]
@@ -160,6 +173,13 @@ class ResponseWriter:
 def writer_of(layout: Layout) -> ResponseWriter:
     """Return the writer of a layout, the same one for the same layout."""
     return ResponseWriter(layout)
+
+
+def _stepped(places: list[int]) -> list[int] | slice:
+    """Return places of every other part as a slice, where they are such."""
+    if not places or places != list(range(places[0], places[-1] + 1, 2)):
+        return places
+    return slice(places[0], places[-1] + 1, 2)
 
 
 def _heads(feature: FeatureLayout, rows: int) -> _Heads | None:

@@ -171,6 +171,9 @@ class OnlineStoreSuite(Namespaces, ABC):
         assert self.behind(store, space) == expected
         assert store.read(keys) == list(expected.values())
 
+    def test_cautions_are_sentences(self, store: OnlineStore) -> None:
+        assert all(text.endswith(".") and " " in text for text in store.cautions())
+
     def test_any_order_and_any_number_of_retries(self, store: OnlineStore) -> None:
         """However deliveries are shuffled and repeated, the newest row stays (law O1)."""
         space, rows, shuffled = self.namespace(), ladder(), random.Random(7)  # noqa: S311

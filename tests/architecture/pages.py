@@ -1,4 +1,4 @@
-"""The parts of documents that are made from the code: rooms and settings.
+"""The parts of documents that are made from the code: rooms, settings and metrics.
 
 `python -m tests.architecture.pages` writes them anew (`make pages`); tests compare.
 """
@@ -17,6 +17,7 @@ from typing import Any, get_args
 from pydantic import SecretStr
 
 from featurestore.model.settings import Section, Settings
+from featurestore.serving.metrics.families import FAMILIES, PREFIX
 from tests.architecture.tree import PACKAGE, ROOT, modules, parsed
 
 
@@ -71,12 +72,27 @@ def settings() -> str:
     return "".join(parts) + "\n"
 
 
+def metrics() -> str:
+    """Return every metric with its kind, its labels and its meaning."""
+    parts = ["\n| metric | kind | labels | |\n|---|---|---|---|\n"]
+    for family in FAMILIES:
+        labels = ", ".join(f"`{label}`" for label in family.labels)
+        parts.append(f"| `{PREFIX}{family.name}` | {family.kind} | {labels} | {family.help} |\n")
+    return "".join(parts) + "\n"
+
+
 PARTS = {
     "rooms": Part(
         ROOT / "docs" / "architecture.md",
         "<!-- rooms: written by `make pages` from the modules' own docstrings -->\n",
         "<!-- end of rooms -->\n",
         rooms,
+    ),
+    "metrics": Part(
+        ROOT / "docs" / "observability.md",
+        "<!-- metrics: written by `make pages` from featurestore/serving/metrics/families.py -->\n",
+        "<!-- end of metrics -->\n",
+        metrics,
     ),
     "settings": Part(
         ROOT / "docs" / "settings.md",

@@ -20,6 +20,7 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 SEMANTICS = ROOT / "docs" / "semantics.md"
 _COUNTS = {"T": (1, 2, 3, 4, 5), "K": (1, 2), "J": (1, 2, 3, 4, 5), "W": (1, 2, 3, 4, 5, 6)}
 _COUNTS |= {"M": (1, 2, 3, 4, 6, 7), "O": (1, 2, 3, 4, 5), "V": (1, 2, 3)}
+_COUNTS |= {"L": (1, 2, 3, 4, 5)}
 HOLDING = [f"{letter}{number}" for letter, numbers in _COUNTS.items() for number in numbers]
 
 

@@ -15,7 +15,7 @@ from featurestore.adapters.kafka import KafkaEventStream
 from featurestore.adapters.lmdb.streams import LmdbEventStream
 from featurestore.adapters.memory_stream import MemoryEventStream
 from featurestore.adapters.redis.streams import RedisEventStream
-from featurestore.ports.streams import EventStream
+from featurestore.ports.streams import EventStream, StreamConsumer
 from featurestore.testing.kafka import MockKafka
 from featurestore.testing.streams import EventStreamSuite
 from featurestore.testing.valkey import ValkeyServer
@@ -75,6 +75,19 @@ def kafka() -> Iterator[MockKafka | str]:
         yield mock
 
 
+class _OwnGroups(KafkaEventStream):
+    """A broker's groups are those of all topics; here each test has its own."""
+
+    def consumer(self, group: str, member: str) -> StreamConsumer:
+        return super().consumer(self._own(group), member)
+
+    def forget(self, group: str) -> None:
+        super().forget(self._own(group))
+
+    def _own(self, group: str) -> str:
+        return group and f"{self.location.topic}-{group}"
+
+
 class TestKafka(EventStreamSuite):
     partitions = 3
     repeats = True
@@ -101,6 +114,6 @@ class TestKafka(EventStreamSuite):
         client.create_topics([NewTopic(name, self.partitions, 1)])[name].result(30)
 
     def open_stream(self) -> EventStream:
-        return KafkaEventStream.from_url(
+        return _OwnGroups.from_url(
             self.url, lease_seconds=self.lease_seconds, silence_seconds=self.lease_seconds
         )

@@ -25,6 +25,7 @@ from featurestore.ports.online import OnlineStore
 from featurestore.services.on_demand import OnDemandFunctions
 from featurestore.services.online import OnlineReader
 from featurestore.services.state import StateCache
+from featurestore.serving.observers import observers_of
 from featurestore.serving.server import FeatureServer
 from tests.served import CODE, PROJECT, Functions
 
@@ -95,7 +96,8 @@ def main(config: dict[str, Any]) -> None:
         OnDemandFunctions(lambda: functions(gate, calls), clock),
         clock,
     )
-    FeatureServer(reader, settings).run()
+    observers = observers_of(settings, Path(), reader, clock, structlog.get_logger())
+    FeatureServer(reader, settings, observers=observers).run()
 
 
 if __name__ == "__main__":

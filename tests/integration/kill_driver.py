@@ -24,7 +24,7 @@ import duckdb
 import lmdb  # noqa: F401
 import polars  # noqa: F401, ICN001
 import pyarrow.parquet  # noqa: F401
-import redis  # noqa: F401
+import redis
 import sqlalchemy  # noqa: F401
 
 from featurestore import FeatureStore
@@ -187,45 +187,76 @@ def forked(call: Any) -> tuple[int, Any]:
     return status, json.loads(text) if text else None
 
 
-def make_ready(folder: Path, url: str, project: str, stage: str) -> None:
-    """Write a repository that is about to have its first or its second run."""
-    prepare(folder, url, project)
-    if stage == "second":
-        run(folder)
-        add_file(folder, "second")
+class Stage:
+    """A repository that is about to have its first or its second run, to be had again and again.
+
+    It is always in the same folder, and what is online is put back with it.
+
+    Args:
+        base: Where the folder is made.
+        url: The online store; what a Redis has of other projects is left alone.
+        name: `first` or `second`.
+    """
+
+    def __init__(self, base: Path, url: str, name: str) -> None:
+        self.folder = base / name
+        self._kept = base / f"{name}-kept"
+        self._redis = redis.Redis.from_url(url) if url.startswith("redis") else None
+        self._others = self._keys(set())
+        forked(lambda: prepare(self.folder, url, f"killed_{name}"))
+        if name == "second":
+            forked(lambda: run(self.folder))
+            add_file(self.folder, "second")
+        shutil.copytree(self.folder, self._kept)
+        self._online = self._dump()
+
+    def renew(self) -> None:
+        """Bring everything back to how it was before the run."""
+        shutil.rmtree(self.folder)
+        shutil.copytree(self._kept, self.folder)
+        if self._redis is not None:
+            for key in self._keys(self._others):
+                self._redis.delete(key)
+            for key, value in self._online.items():
+                self._redis.restore(key, 0, value)
+
+    def _keys(self, others: set[bytes]) -> set[bytes]:
+        return set() if self._redis is None else {*self._redis.keys()} - others
+
+    def _dump(self) -> dict[bytes, bytes]:
+        if self._redis is None:
+            return {}
+        return {key: self._redis.dump(key) for key in self._keys(self._others)}
+
+
+def truths(base: Path, url: str) -> dict[str, tuple[int, Any]]:
+    """Return for each stage how many steps its run has, and how all is in the end."""
+    calm = base / "calm"
+    forked(lambda: prepare(calm, url, "never_killed"))
+    _, steps = forked(lambda: run(calm))
+    _, first = forked(lambda: observe(calm))
+    forked(lambda: add_file(calm, "second"))
+    _, more_steps = forked(lambda: run(calm))
+    _, second = forked(lambda: observe(calm))
+    return {"first": (steps, first), "second": (more_steps, second)}
 
 
 def main(base: Path, url: str) -> int:
     """Print one JSON line for each step; return 0 when all ends were the same."""
     wrong = 0
-    calm = base / "calm"
-    forked(lambda: prepare(calm, url, "never_killed"))
-    _, steps = forked(lambda: run(calm))
-    _, first_truth = forked(lambda: observe(calm))
-    forked(lambda: add_file(calm, "second"))
-    _, more_steps = forked(lambda: run(calm))
-    _, truth = forked(lambda: observe(calm))
-    for stage, count in (("first", steps), ("second", more_steps)):
+    for name, (count, truth) in truths(base, url).items():
+        stage = Stage(base, url, name)
+        folder = stage.folder
         for step in range(1, count + 1):
             for after in (False, True):
-                folder = base / f"{stage}-{step}-{after}"
-                project = f"killed_{stage}_{step}_{int(after)}"
-                forked(lambda f=folder, p=project, s=stage: make_ready(f, url, p, s))
+                stage.renew()
                 status, _ = forked(lambda f=folder, n=step, a=after: run(f, n, after=a))
                 killed = os.WIFSIGNALED(status)
                 status, found = forked(lambda f=folder: (run(f), observe(f))[1])
-                expected = first_truth if stage == "first" else truth
-                same = found == expected
+                same = found == truth
                 wrong += not (same and killed and status == 0)
-                line = {
-                    "stage": stage,
-                    "step": step,
-                    "after": after,
-                    "killed": killed,
-                    "same": same,
-                }
+                line = {"stage": name, "step": step, "after": after, "killed": killed, "same": same}
                 sys.stdout.write(json.dumps(line) + "\n")
-                shutil.rmtree(folder)
     return 1 if wrong else 0
 
 

@@ -114,7 +114,7 @@ def test_a_request_whose_time_is_over_is_not_begun(start):
 
     begun = []
     server = start()
-    handling = Handling(server._guard, server._receiver, server._pool, server._log)
+    handling = Handling(server._guard, server._receiver, server._pool, server._log, ())
     handle = handling.handler("Look", lambda *given: begun.append(given))
     with pytest.raises(LookupError) as caught:
         handle(iter([b""]), Context())

@@ -32,7 +32,8 @@ from featurestore.model.settings import ServingSettings
 from featurestore.services.event_table import events_table
 from featurestore.services.pushing_events import PushReceipt
 from featurestore.serving.arrow_stream import read_stream, write_stream
-from featurestore.serving.client import SERVICE, OnlineClient
+from featurestore.serving.client import OnlineClient
+from featurestore.serving.client_calls import SERVICE
 from featurestore.serving.server import FeatureServer
 from featurestore.serving.v1 import serving_pb2 as pb
 from featurestore.serving.v1.serving_pb2_grpc import FeatureServingStub
@@ -48,11 +49,13 @@ class Sink:
 
     def __init__(self):
         self.pushed = []
+        self.timeouts = []
         self.trouble = None
         self.gate = threading.Event()
         self.gate.set()
 
-    def push(self, source, events):
+    def push(self, source, events, *, timeout):
+        self.timeouts.append(timeout)
         assert self.gate.wait(20)
         if self.trouble is not None:
             raise self.trouble
@@ -239,6 +242,11 @@ def test_a_stream_that_hangs_does_not_outlast_the_deadline(client, sink):
         client.push("clicks", ROWS, timeout=-1)
     sink.gate.set()
     assert client.push("clicks", ROWS) == RECEIPT
+
+
+def test_the_stream_may_take_a_share_of_the_time_that_the_caller_waits(client, sink):
+    client.push("clicks", ROWS, timeout=5)
+    assert 3 < sink.timeouts[-1] < 4.5
 
 
 def test_a_message_that_is_too_large_is_refused(client, stub, sink):

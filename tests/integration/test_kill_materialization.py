@@ -11,7 +11,7 @@ from pathlib import Path
 from featurestore.clock import SystemClock
 
 _SEED = 20130101
-_RANDOM_KILLS = 15
+_RANDOM_KILLS = 10
 _TIMEOUT = 300
 _MIN_STEPS = 30
 

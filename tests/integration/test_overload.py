@@ -14,7 +14,8 @@ import pytest
 from featurestore.adapters.sql_registry import SqlRegistry
 from featurestore.clock import SystemClock
 from featurestore.errors import OverloadedError, UnavailableError
-from featurestore.serving.client import SERVICE, OnlineClient
+from featurestore.serving.client import OnlineClient
+from featurestore.serving.client_calls import SERVICE
 from featurestore.serving.v1 import serving_pb2 as pb
 from featurestore.testing.valkey import wait_until
 from tests.integration.grpc_process import ServerProcess, health

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from featurestore.errors import (
 from featurestore.ports.stream_laws import partition_of
 from featurestore.ports.streams import Entry
 from featurestore.services.payloads import Decoder
+from featurestore.testing.valkey import ValkeyServer
 from tests.ingesting import COUNTS, LAST, NOW, SCHEMA, Click, Repository
 
 OTHER = """
@@ -154,6 +156,22 @@ def test_a_stream_that_is_gone_is_told(repository):
     repository.store.services.open_stream(repository.stream_url).available = False
     with pytest.raises(StreamUnavailableError):
         repository.store.push("clicks", [ROW])
+
+
+def test_a_stream_that_hangs_is_told_within_the_time_given(tmp_path):
+    with ValkeyServer() as valkey:
+        found = Repository(tmp_path, views=LAST, stream=f"{valkey.url}/clicks")
+        with found.store as store:
+            store.apply()
+            store.push("clicks", [ROW])
+            valkey.pause()
+            begun = time.monotonic()
+            with pytest.raises(StreamUnavailableError):
+                store.push("clicks", [{**ROW, "id": str(n)} for n in range(20_000)], timeout=0.2)
+            took = time.monotonic() - begun
+            valkey.resume()
+            assert took < 1.5
+            assert store.push("clicks", [ROW]).accepted == 1
 
 
 def test_columns_may_be_renamed_and_naive(tmp_path):

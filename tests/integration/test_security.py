@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
+from featurestore.access.keys import KeyFile
 from featurestore.adapters.memory_online import MemoryOnlineStore
 from featurestore.clock import FixedClock
 from featurestore.errors import (
@@ -28,8 +29,8 @@ from featurestore.errors import (
 )
 from featurestore.model.settings import ServingSettings
 from featurestore.services.pushing_events import PushReceipt
-from featurestore.serving.client import SERVICE, OnlineClient
-from featurestore.serving.security.keys import KeyFile
+from featurestore.serving.client import OnlineClient
+from featurestore.serving.client_calls import SERVICE
 from featurestore.serving.server import FeatureServer
 from featurestore.testing.valkey import wait_until
 from tests.credentials import AUDIENCE, ISSUER, STRANGER, key_set, token
@@ -74,7 +75,7 @@ class Sink:
     def __init__(self):
         self.pushed = []
 
-    def push(self, source, events):
+    def push(self, source, events, *, timeout):  # noqa: ARG002  (as its callers call it)
         self.pushed.append((source, events.num_rows))
         return PushReceipt(events.num_rows, {"0": 1})
 

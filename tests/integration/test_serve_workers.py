@@ -52,11 +52,11 @@ def repository(tmp_path_factory):
 class Server:
     """`featurestore serve --workers` as a process; its logs as they come."""
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, workers=WORKERS):
         self.logs = []
         command = [sys.executable, "-m", "featurestore.cli", "serve", "--repo", str(folder)]
         self.process = subprocess.Popen(  # noqa: S603  (our own interpreter)
-            [*command, "--output", "json", "--workers", str(WORKERS), *options],
+            [*command, "--output", "json", "--workers", str(workers), *options],
             stderr=subprocess.PIPE,
             text=True,
         )

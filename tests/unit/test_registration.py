@@ -408,6 +408,24 @@ def test_completing_tries_again_when_others_publish(world):
     assert [c.summary for c in shop.registry.changes("shop", 5)].count("race") == 3
 
 
+def test_applying_tries_again_when_only_tables_were_switched(world):
+    shop = Shop(world, registry=Racing())
+    shop.apply(stats())
+    shop.fill(shop.state.serving["stats"], ALL)
+    shop.registry.races = 3
+    shop.apply(stats(where="rate > 0"))
+    assert [c.summary for c in shop.registry.changes("shop", 5)].count("race") == 3
+    assert shop.state.catalog.views["stats"].where == "rate > 0"
+
+
+def test_applying_gives_up_in_the_end(world):
+    shop = Shop(world, registry=Racing())
+    shop.registry.races = 1_000
+    with pytest.raises(ConflictError):
+        shop.apply(stats())
+    assert shop.registry.races > 900
+
+
 def test_completing_gives_up_in_the_end(world):
     shop = Shop(world, registry=Racing())
     shop.apply(stats())
