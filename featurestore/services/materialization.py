@@ -236,9 +236,21 @@ class ViewJob:
         progress(name, "writing the table")
         if work.rows_read:
             self._writer.commit(work, session)
+            work.recover = work.recover or self._is_overtaken(work)
         if work.view.online:
             progress(name, "pushing online")
             self._push(work, session)
+
+    def _is_overtaken(self, work: Work) -> bool:
+        """Whether a run that goes on may have written rows of ours, and not have pushed them yet.
+
+        One that began before us was seen when we began; this one began later and was faster.
+        """
+        if work.rows_written == work.rows_read:
+            return False
+        view = work.view
+        ledger = self._registry.ledger(self._project, view.name, view.table_fingerprint)
+        return any(name != work.run.id for name in ledger.open_runs)
 
     def _waiting(self, work: Work) -> bool:
         """Whether rows that were dated ahead may have come of age since the last push."""

@@ -22,6 +22,8 @@ from featurestore.ports.engine import LiveFile, LiveRows, SourceFile, SourceList
 from featurestore.ports.registry import LedgerEntry
 from featurestore.semantics.timeline import Interval, difference, to_instant, union
 from featurestore.services import intervals
+from featurestore.services.pushing import Pusher
+from featurestore.services.table_writing import TableWriter
 from tests.conformance.repository import CaseView, Repository
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -145,6 +147,45 @@ def test_m3_running_twice_at_once_changes_nothing(repository: Repository) -> Non
     assert ledger.open_runs == ()
     for store in stores:
         store.close()
+
+
+def test_m3_a_run_whose_rows_another_one_is_still_pushing_pushes_them_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run has marked done is online, though another one was first to write it."""
+    repository = Repository(tmp_path, "lmdb:data/online")
+    repository.define(_view())
+    _begin(repository, [_row(1, 0, 10), _row(2, 0, 20)])
+    store, other = repository.store, FeatureStore(repository.folder)
+    runs: list[threading.Thread] = []
+    committed, go_on = threading.Event(), threading.Event()
+    stage, push = TableWriter.stage, Pusher.push
+
+    def staged(self: TableWriter, work: Any, session: Any) -> None:
+        stage(self, work, session)
+        if not runs:  # the first run lets another one overtake it
+            runs.append(threading.Thread(target=other.materialize_incremental))
+            runs[0].start()
+            assert committed.wait(20)
+
+    def pushed(self: Pusher, *arguments: Any) -> int:
+        if self is other.services.pusher:
+            committed.set()
+            assert go_on.wait(20)
+        return push(self, *arguments)
+
+    monkeypatch.setattr(TableWriter, "stage", staged)
+    monkeypatch.setattr(Pusher, "push", pushed)
+    try:
+        store.materialize_incremental()
+        assert _online(store, 1, 2) == [10, 20]
+    finally:
+        go_on.set()
+        runs[0].join()
+        other.close()
+    assert _online(store, 1, 2) == [10, 20]
+    fingerprint = _plan(store).table_fingerprint
+    assert store.services.registry.ledger(store.project, "v", fingerprint).open_runs == ()
 
 
 def test_m3_zeros_of_either_sign_and_nan_are_told_apart_and_written_once(tmp_path: Path) -> None:
