@@ -169,6 +169,11 @@ class Actors:
 
             wait_until(applied, seconds=_COMMAND_SECONDS, what="the first events")
 
+    def is_scheduled_done(self) -> bool:
+        """Return whether the scheduled view has been materialized."""
+        views = self.command("status").get("views", [])
+        return all(view["last_success"] for view in views if view["schedule"])
+
     def is_read_back(self) -> bool:
         """Return whether all that was pushed for the marked users is in the answers."""
         with OnlineClient(self._address, timeout=30) as client:

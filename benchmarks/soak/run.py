@@ -104,11 +104,15 @@ def soak(plan: Plan, folder: Path) -> Result:
         repository = Repository(folder / "repository", valkey.url)
         port = free_port()
         actors = Actors(repository, f"{HOST}:{port}", plan.beat)
-        if not (actors.command("apply") and actors.command("materialize-incremental")):
+        if not (
+            actors.command("apply") and actors.command("materialize-incremental", "--view", "spend")
+        ):
             raise RuntimeError("the repository of the soak could not be made")
+        # It runs at once what it has missed: all that it needs is loaded before it is judged.
+        schedule = _start(stack, repository, lambda: True, "schedule")
+        wait_until(actors.is_scheduled_done, seconds=_SETTLE_SECONDS, what="the scheduled view")
         server = _start(stack, repository, lambda: listens(port), *_serve(port, plan))
         ingest = _start(stack, repository, lambda: True, "ingest")
-        schedule = _start(stack, repository, lambda: True, "schedule")
         roots = {"valkey": valkey.pid, "serve": server.pid}
         roots |= {"ingest": ingest.pid, "schedule": schedule.pid}
         watcher = Watcher(roots, plan.line_seconds / 4, lambda: _held(valkey))
