@@ -35,8 +35,9 @@ def test_a_broker_that_goes_down_and_comes_back(kafka, opened):
     name = uuid4().hex
     kafka.create_topic(name, 2)
     stream = opened(f"{kafka.url}/{name}?fetch.wait.max.ms=50", timeout=1, lease_seconds=5)
+    # A producer's first entries wait for its connections, on a busy machine for long.
+    until_it_answers(lambda: stream.append(payloads(10)))
     consumer = stream.consumer(GROUP, "a")
-    stream.append(payloads(10))
     found = drain(consumer, 10)
     kafka.down()
     try:
