@@ -34,8 +34,6 @@ Token = str | Callable[[], str]
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # Clients of one process have a connection each: so they meet several workers of a server.
-    ("grpc.use_local_subchannel_pool", 1),
     # A server that was restarted is found again soon.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),

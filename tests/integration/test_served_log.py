@@ -224,16 +224,15 @@ def test_both_fronts_are_logged_alike(repository: Path) -> None:
         assert store.verify_served("everything", since=start).equal
 
 
-def test_l3_two_workers_append_to_one_table(repository: Path) -> None:
+def test_l3_two_servers_append_to_one_table(repository: Path) -> None:
     start = now()
     answers: list[pa.Table] = []
-    with Server(repository, "--workers", "2") as server:
-        address = server.wait_for("supervising")["address"]
-        server.wait_for("worker answers", 2)
+    with Server(repository) as one, Server(repository) as other:
+        addresses = [server.wait_for("serving")["address"] for server in (one, other)]
         for number in range(12):
-            with OnlineClient(address, timeout=30) as client:
+            with OnlineClient(addresses[number % 2], timeout=30) as client:
                 answers += [ask(client, [number, n]) for n in range(5)]
-        assert server.end() == 0
+        assert (one.end(), other.end()) == (0, 0)
     with FeatureStore(repository) as store:
         found = store.get_served_features("everything", start, include_metadata=True).to_arrow()
         same_rows(found, pa.concat_tables(answers))
