@@ -1,5 +1,6 @@
 """Kafka when its broker goes down, comes back, or does not answer."""
 
+import threading
 import time
 from uuid import uuid4
 
@@ -54,6 +55,26 @@ def test_a_broker_that_goes_down_and_comes_back(kafka, opened):
     assert {entry.payload for entry in found} >= {*payloads(10), b"after"}
     assert ordered(first_deliveries(found))
     consumer.close()
+
+
+def test_a_group_that_cannot_be_left_is_let_go(kafka, opened):
+    """The driver may wait for its group for ever; whoever closes does not."""
+    name = uuid4().hex
+    kafka.create_topic(name, 1)
+    consumer = opened(f"{kafka.url}/{name}", timeout=0.3, lease_seconds=5).consumer(GROUP, "a")
+    driver, gate = consumer._consumer, threading.Event()
+
+    class Hanging:
+        def close(self):
+            assert gate.wait(DEADLINE)
+            driver.close()
+
+    consumer._consumer = Hanging()
+    begun = time.monotonic()
+    consumer.close()
+    consumer.close()
+    assert time.monotonic() - begun < 0.3 + SLACK
+    gate.set()
 
 
 def test_a_broker_that_does_not_answer(kafka, opened):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from featurestore.adapters.kafka.failures import Failures, load_driver
@@ -120,11 +123,24 @@ class KafkaConsumer:
         }
 
     def close(self) -> None:
-        """Leave the group: others take over at once."""
-        if not self._closed:
-            self._closed = True
-            with self._failures.translating():
+        """Leave the group: others take over at once, or after the lease where no broker answers."""
+        if self._closed:
+            return
+        self._closed = True
+        left: Future[None] = Future()
+
+        def leave() -> None:
+            try:
                 self._consumer.close()
+            except BaseException as error:  # noqa: BLE001  (handed to whoever closes)
+                left.set_exception(error)
+            else:
+                left.set_result(None)
+
+        # The driver waits for its group without a limit: for ever, where that was lost meanwhile.
+        threading.Thread(target=leave, name="leave-kafka", daemon=True).start()
+        with self._failures.translating(), contextlib.suppress(TimeoutError):
+            left.result(self._stream.timeout)
 
     def _entries(self, messages: Sequence[Any]) -> list[Entry]:
         entries = []
