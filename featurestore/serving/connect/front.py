@@ -7,10 +7,7 @@ answer lookups. What one caller may make it hold is bounded, and all that all of
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
-import socket
-import threading
 from collections.abc import Callable
 from datetime import UTC
 from email.utils import format_datetime
@@ -31,6 +28,7 @@ from featurestore.serving.connect.protocol import (
 )
 from featurestore.serving.connect.requests import Request
 from featurestore.serving.connect.routes import Routes
+from featurestore.serving.front_loop import FrontLoop
 from featurestore.serving.handling import overloaded
 from featurestore.serving.http.exchange import Exchange, Surroundings
 from featurestore.serving.http.heads import certificate_of, peer_of
@@ -39,11 +37,8 @@ from featurestore.serving.http.tls import HttpTls
 from featurestore.serving.methods import Methods
 from featurestore.serving.security.calls import Call
 from featurestore.serving.security.headers import REQUEST_ID
-from featurestore.serving.shared_port import BACKLOG, listening
 from featurestore.serving.status import code_of
 
-_SETTING = "serving.connect_address"
-_SETTLE_SECONDS = 0.05
 _LOOK_SECONDS = 0.1
 # Bodies up to this size are taken in before it is known who calls: they cost next to nothing.
 _SMALL = 64 * 1024
@@ -54,7 +49,7 @@ _TAIL = "server: featurestore\r\ncache-control: no-store\r\n"
 Answer = TypeVar("Answer")
 
 
-class ConnectFront:
+class ConnectFront(FrontLoop):
     """Serves the Connect protocol.
 
     Args:
@@ -84,15 +79,20 @@ class ConnectFront:
         tls: HttpTls | None,
         share_port: bool,
     ) -> None:
-        self.address = settings.connect_address or ""
+        super().__init__(
+            "connect",
+            settings.connect_address,
+            "serving.connect_address",
+            seconds=settings.receive_seconds,
+            context=None if tls is None else tls.context,
+            share_port=share_port,
+        )
         self.seconds = settings.receive_seconds
         self.connections: set[Connection] = set()
         self.is_draining = False
         self._routes = routes
         self._methods = methods
         self._around = around
-        self._tls = tls
-        self._share_port = share_port
         self._drain_seconds = settings.drain_seconds
         self._limit = settings.max_message_bytes
         self._budget = _SHARES * settings.max_message_bytes
@@ -100,31 +100,28 @@ class ConnectFront:
         self._restricted = around.guard.access.restricted
         self._held = self._calls = 0
         self._tail = b""
-        self._thread: threading.Thread | None = None
-        self._end: Callable[[], None] | None = None
 
-    def start(self) -> str:
-        """Begin to serve; return the address that is listened on.
+    def connections_of(self, loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Protocol]:
+        """See `FrontLoop.connections_of`."""
+        self.loop = loop
+        self._gathering = Gathering(self._methods, self._around.pool, loop)
+        self._look()
+        return lambda: Connection(self)
 
-        Raises:
-            SettingsError: The address cannot be listened on.
-        """
-        listener, host = listening(self.address, _SETTING, share=self._share_port)
-        begun: concurrent.futures.Future[Callable[[], None]] = concurrent.futures.Future()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(listener, begun)), name="connect", daemon=True
-        )
-        self._thread.start()
-        self._end = begun.result()
-        self.address = f"{host}:{listener.getsockname()[1]}"
-        return self.address
+    def ending(self) -> None:
+        """See `FrontLoop.ending`."""
+        self.is_draining = True
 
-    def drain(self) -> Callable[[], None]:
-        """Take no more requests, and finish those in flight; return what waits for that."""
-        if self._thread is None or self._end is None:
-            return lambda: None
-        self._end()
-        return self._thread.join
+    async def wind_up(self) -> None:
+        """See `FrontLoop.wind_up`."""
+        until = self.loop.time() + self._drain_seconds
+        while self.connections and self.loop.time() < until:
+            for connection in list(self.connections):
+                connection.wind_up()
+            await asyncio.sleep(_LOOK_SECONDS / 10)
+        for connection in list(self.connections):
+            connection.abort()
+        await asyncio.sleep(0)
 
     # -- what connections tell
 
@@ -273,43 +270,6 @@ class ConnectFront:
                 self.loop.call_soon_threadsafe(told, answer)
 
         self._around.pool.submit(worked)
-
-    async def _serve(
-        self, listener: socket.socket, begun: concurrent.futures.Future[Callable[[], None]]
-    ) -> None:
-        loop, ended, tls = asyncio.get_running_loop(), asyncio.Event(), self._tls
-        self.loop = loop
-        self._gathering = Gathering(self._methods, self._around.pool, loop)
-        self._look()
-        server = await loop.create_server(
-            lambda: Connection(self),
-            sock=listener,
-            backlog=BACKLOG,
-            ssl=None if tls is None else tls.context,
-            ssl_handshake_timeout=None if tls is None else self.seconds,
-        )
-
-        def end() -> None:
-            loop.call_soon_threadsafe(ended.set)
-
-        begun.set_result(end)
-        await ended.wait()
-        self.is_draining = True
-        # A connection that is being taken when asyncio closes a server is forgotten, neither served
-        # nor closed: so first no more are taken, and those at hand come to their end.
-        loop.remove_reader(listener.fileno())
-        await asyncio.sleep(0)
-        server.close()
-        # Who has connected already gets to ask before those who send nothing are let go.
-        await asyncio.sleep(_SETTLE_SECONDS)
-        until = loop.time() + self._drain_seconds
-        while self.connections and loop.time() < until:
-            for connection in list(self.connections):
-                connection.wind_up()
-            await asyncio.sleep(_LOOK_SECONDS / 10)
-        for connection in list(self.connections):
-            connection.abort()
-        await asyncio.sleep(0)
 
     def _look(self) -> None:
         """Let go of connections that were waited for in vain; write down the time of answers."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import socket
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from featurestore.errors import FeatureStoreError
 from featurestore.model.settings import ServingSettings
+from featurestore.serving.front_loop import FrontLoop
 from featurestore.serving.http.bodies import SMALL, Bodies
 from featurestore.serving.http.connections import Connection, Server, response_of
 from featurestore.serving.http.exchange import Exchange, Surroundings
@@ -30,17 +29,15 @@ from featurestore.serving.http.routes import Route, Routes
 from featurestore.serving.http.statuses import Reply, failure
 from featurestore.serving.http.tls import HttpTls
 from featurestore.serving.security.calls import Call
-from featurestore.serving.shared_port import BACKLOG, listening
 from featurestore.serving.status import code_of
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-_SETTLE_SECONDS = 0.05
 Answer = TypeVar("Answer")
 
 
-class HttpFront:
+class HttpFront(FrontLoop):
     """Serves HTTP.
 
     Args:
@@ -60,70 +57,35 @@ class HttpFront:
         tls: HttpTls | None,
         share_port: bool,
     ) -> None:
-        self.address = settings.http_address or ""
+        super().__init__(
+            "http",
+            settings.http_address,
+            "serving.http_address",
+            seconds=settings.receive_seconds,
+            context=None if tls is None else tls.context,
+            share_port=share_port,
+        )
         self._routes = routes
         self._around = around
-        self._tls = tls
-        self._share_port = share_port
         self._seconds = settings.receive_seconds
         self._drain_seconds = settings.drain_seconds
         self._bodies = Bodies(settings.max_message_bytes, settings.receive_seconds)
         self._restricted = around.guard.access.restricted
         self._draining = False
-        self._thread: threading.Thread | None = None
-        self._end: Callable[[], None] | None = None
 
-    def start(self) -> str:
-        """Begin to serve; return the address that is listened on.
+    def connections_of(self, loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Protocol]:
+        """See `FrontLoop.connections_of`."""
+        self._server = Server(self._respond, loop=loop, seconds=self._seconds, log=self._around.log)
+        return self._server
 
-        Raises:
-            SettingsError: The address cannot be listened on.
-        """
-        listener, host = listening(self.address, "serving.http_address", share=self._share_port)
-        begun: concurrent.futures.Future[Callable[[], None]] = concurrent.futures.Future()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(listener, begun)), name="http", daemon=True
-        )
-        self._thread.start()
-        self._end = begun.result()
-        self.address = f"{host}:{listener.getsockname()[1]}"
-        return self.address
-
-    def drain(self) -> Callable[[], None]:
-        """Take no more requests, and finish those in flight; return what waits for that."""
-        if self._thread is None or self._end is None:
-            return lambda: None
-        self._end()
-        return self._thread.join
-
-    async def _serve(
-        self, listener: socket.socket, begun: concurrent.futures.Future[Callable[[], None]]
-    ) -> None:
-        loop, ended, tls = asyncio.get_running_loop(), asyncio.Event(), self._tls
-        server = Server(self._respond, loop=loop, seconds=self._seconds, log=self._around.log)
-        served = await loop.create_server(
-            server,
-            sock=listener,
-            backlog=BACKLOG,
-            ssl=None if tls is None else tls.context,
-            ssl_handshake_timeout=None if tls is None else self._seconds,
-        )
-
-        def end() -> None:
-            loop.call_soon_threadsafe(ended.set)
-
-        begun.set_result(end)
-        await ended.wait()
+    def ending(self) -> None:
+        """See `FrontLoop.ending`."""
         self._draining = True
-        # A connection that is being taken when asyncio closes a server is forgotten, neither served
-        # nor closed: so first no more are taken, and those at hand come to their end.
-        loop.remove_reader(listener.fileno())
-        await asyncio.sleep(0)
-        served.close()
-        # Who has connected already gets to ask before those who send nothing are let go.
-        await asyncio.sleep(_SETTLE_SECONDS)
-        server.pre_shutdown()
-        await server.shutdown(self._drain_seconds)
+
+    async def wind_up(self) -> None:
+        """See `FrontLoop.wind_up`."""
+        self._server.pre_shutdown()
+        await self._server.shutdown(self._drain_seconds)
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
