@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -176,6 +177,21 @@ def read_all(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return found
+
+
+def mutated(data: bytes, chance: random.Random) -> bytes:
+    """Return bytes with some of them changed, cut or repeated."""
+    found = bytearray(data)
+    for _ in range(chance.randint(1, 6)):
+        place = chance.randrange(len(found))
+        kind = chance.randrange(3)
+        if kind == 0:
+            found[place] = chance.randrange(256)
+        elif kind == 1:
+            del found[place : place + chance.randint(1, 20)]
+        else:
+            found[place:place] = found[place : place + 30] * chance.randint(1, 5)
+    return bytes(found)
 
 
 def parsed(raw: bytes) -> Answer:

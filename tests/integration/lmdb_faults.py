@@ -6,55 +6,25 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from featurestore.adapters.lmdb import LmdbOnlineStore
 from featurestore.errors import OnlineStoreUnavailableError
-
-WORKER = Path(__file__).with_name("lmdb_worker.py")
-DEADLINE = 60
+from tests.integration.worker_process import DEADLINE, WorkerProcess
 
 
-class Worker:
-    """A process of `lmdb_worker` at work; killed at the end whatever happens."""
+class Worker(WorkerProcess):
+    """A process of `lmdb_worker` at work."""
 
-    def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(  # noqa: S603 - this interpreter, our own script
-            [sys.executable, str(WORKER), *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._timer = threading.Timer(DEADLINE, self.process.kill)
-        self._timer.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.kill()
-
-    def line(self) -> str:
-        return self.process.stdout.readline().strip()
-
-    def finish(self) -> None:
-        output, _ = self.process.communicate()
-        assert self.process.returncode == 0, output
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-        self._timer.cancel()
+    program = Path(__file__).with_name("lmdb_worker.py")
 
     def kill_within(self, chance: random.Random, longest: float) -> None:
         """Kill it at any moment within so many seconds."""

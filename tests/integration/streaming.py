@@ -1,13 +1,9 @@
 """What tests of event streams' faults share: processes at work, traffic, calls that must fail."""
 
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -18,47 +14,16 @@ from featurestore.errors import StreamUnavailableError
 from featurestore.ports.streams import Entry
 from featurestore.testing.stream_entries import newest, payloads
 from tests.integration.stream_worker import GROUP
+from tests.integration.worker_process import DEADLINE, WorkerProcess
 
-WORKER = Path(__file__).with_name("stream_worker.py")
 GONE = StreamUnavailableError
-DEADLINE = 60
 SLACK = 1.5  # for a machine that is busy with other tests
 
 
-class Worker:
-    """A process at work; killed at the end whatever happens."""
+class Worker(WorkerProcess):
+    """A process of `stream_worker` at work."""
 
-    def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(  # noqa: S603 - this interpreter, our own script
-            [sys.executable, str(WORKER), *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._timer = threading.Timer(DEADLINE, self.process.kill)
-        self._timer.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.kill()
-
-    def line(self) -> str:
-        return self.process.stdout.readline().strip()
-
-    def kill(self) -> list[str]:
-        """Kill it; return what it had said that nobody read yet."""
-        if self.process.poll() is None:
-            self.process.kill()
-        if self.process.stdout.closed:
-            return []
-        output = self.process.stdout.read()  # `communicate` would skip what `line` has buffered
-        self.process.stdout.close()
-        self.process.stdin.close()
-        assert self.process.wait() == -signal.SIGKILL
-        self._timer.cancel()
-        return [line for line in output.splitlines(keepends=True) if line.endswith("\n")]
+    program = Path(__file__).with_name("stream_worker.py")
 
 
 def opening():

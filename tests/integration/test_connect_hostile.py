@@ -24,7 +24,7 @@ from tests.integration.connect_front import (
     scores,
     told,
 )
-from tests.integration.http_front import parsed, read_all
+from tests.integration.http_front import mutated, parsed, read_all
 from tests.integration.test_http_lifecycle import is_held
 
 RECEIVE_SECONDS = 0.3
@@ -346,16 +346,7 @@ def test_noise(fronts):
     rng = random.Random(7)  # noqa: S311  (nothing secret)
     good = request(ONE, "connect-timeout-ms: 5000")
     for _ in range(300):
-        data = bytearray(good)
-        for _ in range(rng.randint(1, 6)):
-            place = rng.randrange(len(data))
-            kind = rng.randrange(3)
-            if kind == 0:
-                data[place] = rng.randrange(256)
-            elif kind == 1:
-                del data[place : place + rng.randint(1, 20)]
-            else:
-                data[place:place] = data[place : place + 30] * rng.randint(1, 5)
+        data = mutated(good, rng)
         with connect(fronts) as connection:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)

@@ -14,7 +14,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from featurestore.testing.valkey import wait_until
-from tests.integration.http_front import Fronts, parsed, read_all
+from tests.integration.http_front import Fronts, mutated, parsed, read_all
 
 LOOKUP = "/v1/get-online-features"
 GOOD = {"features": ["users:score"], "entity_rows": [{"user": 1}]}
@@ -374,16 +374,7 @@ def test_noise(fronts):
     rng = random.Random(7)  # noqa: S311  (nothing secret)
     good = request(json.dumps(GOOD), "x-request-timeout: 5")
     for _ in range(150):
-        data = bytearray(good)
-        for _ in range(rng.randint(1, 6)):
-            place = rng.randrange(len(data))
-            kind = rng.randrange(3)
-            if kind == 0:
-                data[place] = rng.randrange(256)
-            elif kind == 1:
-                del data[place : place + rng.randint(1, 20)]
-            else:
-                data[place:place] = data[place : place + 30] * rng.randint(1, 5)
+        data = mutated(good, rng)
         with socket.create_connection((fronts.host, fronts.port), timeout=20) as connection:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
