@@ -238,6 +238,18 @@ def _scalar_from_arrow(arrow: Any) -> str | None:
     return next((name for check, name in checks if check(arrow)), None)
 
 
+def to_pylist(array: pa.Array) -> list[Any]:
+    """Return an Arrow array as Python values, None where null; a map is a dict.
+
+    Told of maps, Arrow makes an object of its own of every value, whatever the type.
+    """
+    import pyarrow.types as pat
+
+    options = {"maps_as_pydicts": "strict"} if pat.is_map(array.type) else {}
+    values: list[Any] = array.to_pylist(**options)
+    return values
+
+
 def unsupported(arrow: pa.DataType) -> str:
     """Return the sentence that tells what to do about an Arrow type that we do not hold."""
     import pyarrow.types as pat

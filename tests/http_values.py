@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import math
 import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
 from hypothesis import strategies as st
 
 from featurestore.dtypes import DType, parse
+from featurestore.serving.http.values import shown_column, write_json
 
 _SPECIAL = [0.0, -0.0, math.nan, math.inf, -math.inf, 5e-324, 1.7976931348623157e308, 0.1]
 _ENDS = {32: [-(2**31), 2**31 - 1, 0], 64: [-(2**63), 2**63 - 1, 2**53 + 1, -(2**53) - 1, 0]}
@@ -35,14 +37,25 @@ SCALARS: dict[str, st.SearchStrategy[Any]] = {
 
 def values(dtype: DType) -> st.SearchStrategy[Any]:
     """Values of a type, null among them."""
+    return st.none() | present(dtype)
+
+
+def present(dtype: DType) -> st.SearchStrategy[Any]:
+    """Values of a type that are there."""
     items = SCALARS[dtype.scalar]
     if dtype.container == "vector":
-        return st.none() | st.lists(items, min_size=dtype.length, max_size=dtype.length)
+        return st.lists(items, min_size=dtype.length, max_size=dtype.length)
     if dtype.container == "list":
-        return st.none() | st.lists(st.none() | items, max_size=3)
+        return st.lists(st.none() | items, max_size=3)
     if dtype.container == "map":
-        return st.none() | st.dictionaries(SCALARS[dtype.key], st.none() | items, max_size=3)
-    return st.none() | items
+        return st.dictionaries(SCALARS[dtype.key], st.none() | items, max_size=3)
+    return items
+
+
+def columns_text(columns: Mapping[str, list[Any]], dtypes: Sequence[DType]) -> bytes:
+    """Return columns of Python values as the JSON of an object of lists."""
+    pairs = zip(columns.items(), dtypes, strict=True)
+    return write_json({name: shown_column(column, dtype) for (name, column), dtype in pairs})
 
 
 def as_documented(value: Any, dtype: str) -> Any:  # noqa: PLR0911  (a rule a line)

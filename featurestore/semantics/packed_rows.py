@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from featurestore.dtypes import to_pylist
 from featurestore.semantics import plain as columns
 from featurestore.semantics.plain import Plain
 from featurestore.semantics.rows import HEADER_BYTES, plain_arrow, read_varying
@@ -64,15 +65,21 @@ class PackedRows:
 
     def plains(self, indexes: Sequence[int]) -> Sequence[Plain | None]:
         """Return several features as plain columns."""
-        whole = self.wholes(indexes)
-        if whole is None:
+        cells = self._cells(indexes)
+        if cells is None:
             return [self.plain(index) for index in indexes]
-        return [(data, None) for data in whole]
+        return list(zip(cells, map(self.validity, indexes), strict=True))
 
     def wholes(self, indexes: Sequence[int]) -> Sequence[bytes] | None:
         """Return the data of several plain columns; None where a view's rows are not so simple."""
+        if self._reader.schema.varying or self._bits is not None:
+            return None
+        return self._cells(indexes)
+
+    def _cells(self, indexes: Sequence[int]) -> Sequence[bytes] | None:
+        """Return the data of several plain columns, None where a view has others too."""
         reader = self._reader
-        if reader.schema.varying or self._bits is not None:
+        if reader.schema.varying:
             return None
         matrix, width = self._matrix, reader.cell_width
         if width is None:
@@ -118,10 +125,13 @@ class PackedRows:
         plain = self.plain(index)
         if plain is not None:
             return columns.to_list(dtype, len(self._shown), plain)
+        if dtype.container == "map" or (dtype.container and dtype.scalar in columns.SHOWN):
+            return to_pylist(self.array(index))
+        tails = self._tails[index]
         if dtype.container:
-            values: list[Any] = self.array(index).to_pylist(maps_as_pydicts="strict")
-            return values
-        return list(self._tails[index])
+            # What is handed out may be changed by whoever gets it.
+            return [None if value is None else value.copy() for value in tails]
+        return tails.copy()
 
     @cached_property
     def _matrix(self) -> npt.NDArray[np.uint8]:
@@ -186,11 +196,16 @@ class OneRow(PackedRows):
     def wholes(self, indexes: Sequence[int]) -> Sequence[bytes] | None:
         """See `PackedRows.wholes`."""
         value, reader = self._shown[0], self._reader
+        if value is None or value[HEADER_BYTES : reader.start] != reader.whole_bits:
+            return None
+        return self._cells(indexes)
+
+    def _cells(self, indexes: Sequence[int]) -> Sequence[bytes] | None:
+        """See `PackedRows._cells`."""
+        value, reader = self._shown[0], self._reader
         if value is None or reader.schema.varying:
             return None
-        if value[HEADER_BYTES : reader.start] != reader.whole_bits:
-            return None
-        cells = reader.cells(value, reader.start)
+        cells: Sequence[bytes] = reader.cells(value, reader.start)
         return cells if indexes == reader.every else [cells[i] for i in indexes]
 
     def nulls(self, indexes: Sequence[int]) -> int:

@@ -346,14 +346,21 @@ def _read_items(dtype: DType, value: bytes, offset: int, count: int) -> tuple[li
     bits = int.from_bytes(value[offset : offset + (count + 7) // 8], "little")
     offset += (count + 7) // 8
     width = dtype.width
-    items: list[Any] = []
+    items: list[Any]
+    if width is not None:
+        # All at once: what is null has its place too.
+        code = _SCALARS[dtype.scalar].format[1:]
+        items = list(struct.unpack_from(f"<{count}{code}", value, offset))
+        if bits != (1 << count) - 1:
+            items = [item if bits >> i & 1 else None for i, item in enumerate(items)]
+        return items, offset + count * width
+    items = []
     for i in range(count):
         if bits >> i & 1:
-            item, offset = _read_one(dtype, value, offset)
+            item, offset = read_varying(dtype, value, offset)
             items.append(item)
         else:
             items.append(None)
-            offset += width or 0
     return items, offset
 
 

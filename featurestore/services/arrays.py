@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from featurestore.dtypes import DType
+from featurestore.dtypes import DType, to_pylist
 from featurestore.semantics import plain
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def to_numpy(dtype: DType, array: pa.Array) -> Any:
 
     if dtype.width is None:
         objects = np.empty(len(array), dtype=object)
-        for row, value in enumerate(array.to_pylist(maps_as_pydicts="strict")):
+        for row, value in enumerate(to_pylist(array)):
             objects[row] = value
         return objects
     data, validity = plain.from_arrow(dtype, array)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from featurestore.dtypes import DType, from_arrow
+from featurestore.dtypes import DType, from_arrow, to_pylist
 from featurestore.semantics.packed import NOT_FOUND
 from featurestore.semantics.plain import Plain, unpack_bits, validity_of
 from featurestore.semantics.timeline import format_instant, to_datetime
@@ -119,8 +119,7 @@ class ArrowBlock:
 
     def pylist(self, index: int) -> list[Any]:
         """See `Block.pylist`."""
-        values: list[Any] = self._arrays[index].to_pylist(maps_as_pydicts="strict")
-        return values
+        return to_pylist(self._arrays[index])
 
 
 @dataclass(frozen=True, slots=True)

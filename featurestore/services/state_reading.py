@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.compile.aggregates import with_default
 from featurestore.compile.state_plan import state_schema, window_features
+from featurestore.dtypes import to_pylist
 from featurestore.errors import AsOfBeforeRowError
 from featurestore.ports.online import VERSION, OnlineStore, StateRead
 from featurestore.semantics.packed import NOT_FOUND, PRESENT
@@ -298,8 +299,7 @@ class WindowBlock:
 
     def pylist(self, index: int) -> list[Any]:
         """Return the column as Python values; a map is a dict."""
-        values: list[Any] = self._arrays[index].to_pylist(maps_as_pydicts="strict")
-        return values
+        return to_pylist(self._arrays[index])
 
     def _positions(self) -> Mapping[str, bytes]:
         """Return for each stream partition the highest position applied to each entity."""

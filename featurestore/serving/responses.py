@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from featurestore.dtypes import DType, parse
+from featurestore.dtypes import DType, parse, to_pylist
 from featurestore.errors import FeatureStoreError
 from featurestore.semantics import plain as plains
 from featurestore.semantics.packed import NOT_FOUND, NULL_VALUE, OUTSIDE_MAX_AGE, PRESENT
@@ -157,8 +157,7 @@ class _WireBlock:
         plain = self._plain(index)
         if plain is not None:
             return plains.to_list(self._types[index], self._rows, plain)
-        values: list[Any] = self.array(index).to_pylist(maps_as_pydicts="strict")
-        return values
+        return to_pylist(self.array(index))
 
     def _broken(self, index: int) -> FeatureStoreError:
         return FeatureStoreError(

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from featurestore.dtypes import KEY_SCALARS, parse
-from featurestore.serving.http.values import write_columns
-from tests.http_values import SCALARS, as_documented, bits, values
+from tests.http_values import SCALARS, as_documented, bits, columns_text, values
 from tests.integration.http_front import Fronts
 from tests.integration.test_grpc_serving import EVERY, STATE
 from tests.served import EVERY_TYPE, NOW, NOW_US, publish, state, view
@@ -86,7 +85,7 @@ def test_keys_of_every_type(world, keys, strangers):
     asked = [*keys, *strangers]
     columns = {name: [key[i] for key in asked] for i, name in enumerate(KEYS)}
     # As a caller would write them, by the same rules as values.
-    text = write_columns(dict(columns), [parse(dtype) for dtype in KEYS.values()])
+    text = columns_text(columns, [parse(dtype) for dtype in KEYS.values()]).decode()
     body = f'{{"features": ["keyed"], "entity_rows": {text}, "as_of": "{AS_OF}"}}'
     answer = fronts.look_up(body.encode())
     there = client.get_online_features(["keyed"], columns, as_of=NOW)

@@ -1,24 +1,26 @@
-"""Answers as JSON: written column by column, as texts that many columns share.
+"""Answers as JSON: made column by column, and written in one go.
 
 Most of an answer is the same for all features of a view: statuses and instants are written once a
-view and repeated. Values become JSON in one go (`values`).
+view and repeated. The values are the matter of `columns`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import struct
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+import orjson
+
 from featurestore.semantics.packed import NOT_FOUND, NULL_VALUE, PRESENT
-from featurestore.semantics.plain import unpack_bits
 from featurestore.semantics.timeline import to_datetime
 from featurestore.services.pushing_events import PushReceipt
 from featurestore.services.response import Block, FeatureStatus, Layout, OnlineResponse
-from featurestore.serving.http.values import show_instant, write_columns, write_text
+from featurestore.serving.http.columns import Holes, SourceColumns, show_instants
+from featurestore.serving.http.values import show_instant, shown_column, write_json
 from featurestore.serving.info import ServingInfo
 
 # By the numbers of `semantics.packed`, from 1.
@@ -35,36 +37,42 @@ class AnswerWriter:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._names = [f"{write_text(feature.name)}:" for feature in layout.features]
-        self._key_types = [dtype for _, dtype in layout.keys]
-        self._types = [feature.dtype for feature in layout.features]
-        self._service = write_text(layout.service)
+        self._names = [feature.name for feature in layout.features]
+        self._sources = [
+            SourceColumns([f for f in layout.features if f.source == source])
+            for source in range(len(layout.sources))
+        ]
         prints = {source.view: source.fingerprint for source in layout.sources}
-        self._fingerprints = write_text(prints)
+        self._fingerprints = orjson.Fragment(write_json(prints))
 
     def write(self, answer: OnlineResponse) -> bytes:
         """Return the bytes of an answer."""
-        layout, blocks = self._layout, answer.blocks
-        keys = {name: answer.keys.pylist(i) for i, (name, _) in enumerate(layout.keys)}
-        values = {name: blocks[source].pylist(i) for name, source, i in layout.places}
-        statuses = [_statuses(block, answer.rows) for block in blocks]
-        events = [_events(block, answer.rows) for block in blocks]
-        told = [_told(blocks[s], i, answer.rows, statuses[s]) for _, s, i in layout.places]
-        parts = (
-            f'{{"as_of":"{show_instant(answer.as_of)}","service":{self._service}',
-            f'"rows":{answer.rows}',
-            f'"entity_keys":{write_columns(keys, self._key_types)}',
-            f'"values":{write_columns(values, self._types)}',
-            f'"statuses":{self._object(told)}',
-            f'"event_timestamps":{self._object([events[s] for _, s, _ in layout.places])}',
-            f'"fingerprints":{self._fingerprints}',
-            f'"applied":{write_text(answer.applied)}}}',
+        rows, holes = answer.rows, Holes(answer.rows)
+        # In the order asked for, whatever order they are filled in.
+        values: dict[str, Any] = dict.fromkeys(self._names)
+        statuses, events = values.copy(), values.copy()
+        for source, block in zip(self._sources, answer.blocks, strict=True):
+            columns, validities = source.read(block, rows, holes)
+            values.update(zip(source.names, columns, strict=True))
+            told = _statuses(block, rows, validities, holes)
+            statuses.update(zip(source.names, told, strict=True))
+            events.update(dict.fromkeys(source.names, _events(block, rows)))
+        return write_json(
+            {
+                "as_of": show_instant(answer.as_of),
+                "service": answer.service,
+                "rows": rows,
+                "entity_keys": {
+                    name: shown_column(answer.keys.pylist(i), dtype)
+                    for i, (name, dtype) in enumerate(self._layout.keys)
+                },
+                "values": values,
+                "statuses": statuses,
+                "event_timestamps": events,
+                "fingerprints": self._fingerprints,
+                "applied": answer.applied,
+            }
         )
-        return ",".join(parts).encode()
-
-    def _object(self, texts: Sequence[str]) -> str:
-        """Return the JSON of an object of the features' names and some texts."""
-        return f"{{{','.join(map(''.join, zip(self._names, texts, strict=True)))}}}"
 
 
 @functools.lru_cache(maxsize=256)
@@ -75,46 +83,50 @@ def answer_writer(layout: Layout) -> AnswerWriter:
 
 def write_info(info: ServingInfo) -> bytes:
     """Return what is served as JSON."""
-    return write_text(_plain(dataclasses.asdict(info))).encode()
+    return write_json(_plain(dataclasses.asdict(info)))
 
 
 def write_receipt(receipt: PushReceipt) -> bytes:
     """Return the receipt of a push as JSON."""
-    told = {"accepted": receipt.accepted, "positions": dict(receipt.positions)}
-    return write_text(told).encode()
+    return write_json({"accepted": receipt.accepted, "positions": dict(receipt.positions)})
 
 
-def _statuses(block: Block, rows: int) -> str:
-    """Return the statuses of a block's features, but for values that are null."""
-    if not block.statuses:
-        return f"[{','.join([_PRESENT] * rows)}]"
-    return f"[{','.join([_STATUSES[code] for code in block.statuses])}]"
-
-
-def _told(block: Block, index: int, rows: int, statuses: str) -> str:
-    """Return the statuses of one feature."""
-    validity = block.validity(index)
-    if validity is None:
-        return statuses
+def _statuses(
+    block: Block, rows: int, validities: Sequence[bytes | None], holes: Holes
+) -> list[orjson.Fragment]:
+    """Return the statuses of a block's features, of each validity once."""
     codes = block.statuses or bytes((PRESENT,)) * rows
-    valid = unpack_bits(validity, rows)
-    found = [
-        _NULL if code == PRESENT and not v else _STATUSES[code]
-        for code, v in zip(codes, valid, strict=True)
-    ]
-    return f"[{','.join(found)}]"
+    whole = [_STATUSES[code] for code in codes]
+    known: dict[bytes | None, orjson.Fragment] = {None: _fragment(whole)}
+    for validity in validities:
+        if validity is not None and validity not in known:
+            told = whole.copy()
+            for hole in holes[validity]:
+                if codes[hole] == PRESENT:
+                    told[hole] = _NULL
+            known[validity] = _fragment(told)
+    return [known[validity] for validity in validities]
 
 
-def _events(block: Block, rows: int) -> str:
+def _events(block: Block, rows: int) -> orjson.Fragment:
     """Return when the rows of a block happened."""
-    if not block.statuses:
-        return f"[{','.join(['null'] * rows)}]"
-    instants = struct.unpack(f"<{rows}q", block.events)
-    found = [
-        "null" if code == NOT_FOUND else f'"{show_instant(to_datetime(instant))}"'
-        for code, instant in zip(block.statuses, instants, strict=True)
-    ]
-    return f"[{','.join(found)}]"
+    codes = block.statuses
+    if not codes:
+        return _fragment(["null"] * rows)
+    if rows == 1:
+        instant = int.from_bytes(block.events, "little", signed=True)
+        shown = [show_instant(to_datetime(instant))]
+    else:
+        shown = show_instants(np.frombuffer(block.events, dtype="<i8").astype(np.int64))
+    found = [f'"{text}"' for text in shown]
+    if NOT_FOUND in codes:
+        found = ["null" if c == NOT_FOUND else t for c, t in zip(codes, found, strict=True)]
+    return _fragment(found)
+
+
+def _fragment(items: Sequence[str]) -> orjson.Fragment:
+    """Return a list of JSON texts as JSON."""
+    return orjson.Fragment(f"[{','.join(items)}]")
 
 
 def _plain(value: Any) -> Any:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime
+from itertools import chain
 from typing import Any
+
+import orjson
 
 from featurestore.dtypes import DType
 from featurestore.errors import NaiveTimestampError, RequestError
@@ -25,6 +28,7 @@ from featurestore.serving.http.parsing import shown
 Column = list[Any]
 Convert = Callable[[Any], Any]
 
+FLOATS = ("float32", "float64")
 _EXACT = 2**53
 _INSTANT_LENGTH = len("2013-01-31T12:00:00.000000")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})", re.ASCII)
@@ -42,9 +46,10 @@ _SHAPES = {
     "float64": 'a number, "NaN", "Infinity" or "-Infinity"',
 }
 _UNFIT = (ValueError, TypeError, OverflowError, binascii.Error)
-_encode = json.JSONEncoder(
-    ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")
-).encode
+# Dates and instants are shown here, not by orjson, which would leave out what is zero.
+_OPTIONS = (
+    orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
+)
 
 
 # What comes in.
@@ -222,26 +227,35 @@ def _allowed(dtype: DType) -> str:
 # What goes out.
 
 
-def write_columns(columns: Mapping[str, Column], dtypes: Sequence[DType]) -> str:
-    """Return columns of Python values as the JSON of an object of lists.
+def write_json(value: Any) -> bytes:
+    """Return what JSON has as JSON, arrays of numbers included.
 
     Args:
-        columns: By name; they are changed where JSON has no such values.
-        dtypes: Their types.
+        value: No float among it, arrays included, is one that JSON lacks: it would become null.
     """
-    found = {
-        name: values if show is None else [None if v is None else show(v) for v in values]
-        for (name, values), show in zip(columns.items(), map(_shower, dtypes), strict=True)
-    }
-    try:
-        return _encode(found)
-    except ValueError:
-        return _encode({name: [_finite(v) for v in values] for name, values in found.items()})
+    return orjson.dumps(value, option=_OPTIONS)
 
 
-def write_text(value: Any) -> str:
-    """Return plain values as JSON."""
-    return _encode(value)
+def shown_column(column: Column, dtype: DType) -> Column:
+    """Return a column of Python values of a type as what JSON has for them."""
+    show = shower(dtype)
+    return column if show is None else show(column)
+
+
+@functools.cache
+def shower(dtype: DType) -> Callable[[Column], Column] | None:
+    """Return what makes columns of a type what JSON has; None where they are."""
+    show = _shower(dtype)
+    if show is not None:
+        showing = show
+        if dtype.scalar not in FLOATS:
+            return lambda column: [None if v is None else showing(v) for v in column]
+        return lambda column: named([None if v is None else showing(v) for v in column])
+    if dtype.scalar not in FLOATS:
+        return None
+    if dtype.container:
+        return lambda column: column if _are_finite(_items(column)) else named(column)
+    return lambda column: column if _are_finite(column) else named(column)
 
 
 def show_instant(moment: datetime) -> str:
@@ -263,17 +277,26 @@ def _shower(dtype: DType) -> Convert | None:
     return show
 
 
-def _finite(value: Any) -> Any:
-    """Return a value whose floats that JSON lacks are texts."""
+def named(value: Any) -> Any:
+    """Return a value, or a list, whose floats that JSON lacks are texts."""
     if type(value) is float:
         if math.isfinite(value):
             return value
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if type(value) is list:
-        return [_finite(item) for item in value]
+        return [named(item) for item in value]
     if type(value) is dict:
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: named(item) for key, item in value.items()}
     return value
+
+
+def _are_finite(floats: Iterable[float | None]) -> bool:
+    """Return whether JSON has all floats; what is null or zero need not be asked."""
+    return all(map(math.isfinite, filter(None, floats)))
+
+
+def _items(lists: Column) -> Iterable[float | None]:
+    return chain.from_iterable(filter(None, lists))
 
 
 def _same(value: Any) -> Any:
