@@ -38,6 +38,7 @@ _RUN_STYLES: dict[str, Style] = {"succeeded": "good", "failed": "bad"}
     metavar="N",
     help="Serve by N processes, which are kept alive; SIGHUP renews them one by one.",
 )
+@click.option("--pin", is_flag=True, help="Keep each worker to a processor of its own.")
 @click.option("--worker-link", type=int, hidden=True)
 @click.option("--metrics-folder", type=click.Path(path_type=Path), hidden=True)
 @pass_invocation
@@ -47,6 +48,7 @@ def serve(  # noqa: PLR0917  (as click calls it)
     http_address: str | None,
     connect_address: str | None,
     workers: int | None,
+    pin: bool,  # noqa: FBT001
     worker_link: int | None,
     metrics_folder: Path | None,
 ) -> int:
@@ -58,7 +60,9 @@ def serve(  # noqa: PLR0917  (as click calls it)
     }
     given = {name: value for name, value in asked.items() if value is not None}
     if workers is not None:
-        return _supervise(invocation, given, workers)
+        return _supervise(invocation, given, workers, pin=pin)
+    if pin:
+        raise click.UsageError("--pin is for workers; give --workers as well.")
     from featurestore.cli import render
 
     with invocation.store() as store:
@@ -108,7 +112,7 @@ def _server(
     )
 
 
-def _supervise(invocation: Invocation, given: Mapping[str, str], workers: int) -> int:
+def _supervise(invocation: Invocation, given: Mapping[str, str], workers: int, *, pin: bool) -> int:
     """Run worker processes of this command on the same addresses."""
     import contextlib
 
@@ -117,6 +121,7 @@ def _supervise(invocation: Invocation, given: Mapping[str, str], workers: int) -
     from featurestore.cli import render
     from featurestore.clock import SystemClock
     from featurestore.serving.metrics.gathering import shown_together
+    from featurestore.serving.processors import processors
     from featurestore.serving.shared_port import shared_port
     from featurestore.serving.supervisor import Supervisor
     from featurestore.settings_file import load_settings
@@ -142,6 +147,7 @@ def _supervise(invocation: Invocation, given: Mapping[str, str], workers: int) -
             clock=SystemClock(),
             log=log,
             drain_seconds=settings.drain_seconds,
+            processors=processors() if pin else (),
         ).run()
 
 

@@ -12,7 +12,7 @@ import contextlib
 import select
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,7 @@ class Supervisor:
         drain_seconds: How long a worker may finish what it has begun.
         silence_seconds: After how long without a sign of life a worker is taken for hung.
         start_seconds: How long a worker may take to start.
+        processors: Where workers stay, each at one of them in turn; none is anywhere.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Supervisor:
         drain_seconds: float,
         silence_seconds: float = 30.0,
         start_seconds: float = 120.0,
+        processors: Sequence[int] = (),
     ) -> None:
         self._command = command
         self._clock = clock
@@ -79,6 +81,7 @@ class Supervisor:
         self._limit = drain_seconds + _END_SECONDS
         self._silence = silence_seconds
         self._start_limit = start_seconds
+        self._processors = processors
         self._places = [_Place(number) for number in range(1, count + 1)]
         self._leaving: list[tuple[Worker, float]] = []
         self._to_renew: list[_Place] = []
@@ -195,7 +198,9 @@ class Supervisor:
         self._to_renew.clear()
 
     def _started(self, place: _Place) -> Worker:
-        worker = Worker(self._command, self._clock)
+        held = self._processors
+        processor = held[(place.number - 1) % len(held)] if held else None
+        worker = Worker(self._command, self._clock, processor)
         self._log.info("worker started", worker=place.number, pid=worker.pid)
         return worker
 

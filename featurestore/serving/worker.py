@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 
 from featurestore.clock import Clock
+from featurestore.serving.processors import pin
 from featurestore.serving.worker_link import ANSWERING
 
 Command = Callable[[int], Sequence[str]]
@@ -22,6 +23,7 @@ class Worker:
     Args:
         command: Returns the command line, from the descriptor of the line to the supervisor.
         clock: Tells when it was heard of.
+        processor: Where it is to stay once it serves; None is anywhere.
 
     Attributes:
         link: Our end of the line.
@@ -31,8 +33,9 @@ class Worker:
         is_answering: Whether it said that lookups can be answered.
     """
 
-    def __init__(self, command: Command, clock: Clock) -> None:
+    def __init__(self, command: Command, clock: Clock, processor: int | None = None) -> None:
         self._clock = clock
+        self._processor = processor
         self.link, theirs = socket.socketpair()
         self.link.settimeout(0)
         with theirs:
@@ -61,6 +64,9 @@ class Worker:
             return
         if said:
             self.heard = self._clock.monotonic()
+            if not self.is_ready and self._processor is not None:
+                # Not before: while it starts, it is not to take the time of one that serves.
+                pin(self.pid, self._processor)
             self.is_ready = True
             self.is_answering = said.endswith(ANSWERING)
 

@@ -14,10 +14,14 @@ from pathlib import Path
 import grpc
 import polars as pl
 import pytest
+import structlog
 
 from featurestore import FeatureStore
+from featurestore.clock import SystemClock
 from featurestore.errors import UnavailableError
 from featurestore.serving.client import OnlineClient
+from featurestore.serving.processors import pin
+from featurestore.serving.supervisor import Supervisor
 from featurestore.testing.valkey import wait_until
 from tests.integration.grpc_process import health
 
@@ -253,3 +257,69 @@ def test_what_keeps_it_from_serving_is_said_once(repository, tmp_path):
         assert taken in said[0]
     with Server(tmp_path, "--address", "127.0.0.1:0") as nowhere:
         assert nowhere.wait() == 1
+
+
+def places(pid):
+    """Return where the threads of a process may run."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {frozenset(os.sched_getaffinity(int(task.name))) for task in tasks}
+
+
+def test_pinned_workers_keep_to_a_processor_each(repository):
+    allowed = sorted(os.sched_getaffinity(0))
+    mine = [{frozenset([allowed[i % len(allowed)]])} for i in range(WORKERS)]
+    with Server(repository, "--address", "127.0.0.1:0", "--pin") as server:
+        server.wait_for("worker answers", WORKERS)
+        assert [places(pid) for _, pid in sorted(server.pids().items())] == mine
+        with OnlineClient(server.told("supervising")[0]["address"]) as client:
+            client.get_online_features("all", [{"user": 1}])
+        assert [places(pid) for _, pid in sorted(server.pids().items())] == mine
+        os.kill(server.pids()[1], signal.SIGKILL)
+        server.wait_for("worker answers", WORKERS + 1)
+        assert [places(pid) for _, pid in sorted(server.pids().items())] == mine
+        assert places(server.process.pid) == {frozenset(allowed)}
+
+
+def test_workers_are_free_unless_asked(repository):
+    with Server(repository, "--address", "127.0.0.1:0", workers=1) as server:
+        server.wait_for("worker answers")
+        assert places(server.pids()[1]) == {frozenset(os.sched_getaffinity(0))}
+
+
+def test_what_is_pinned_are_workers(repository):
+    command = [
+        sys.executable,
+        "-m",
+        "featurestore.cli",
+        "serve",
+        "--repo",
+        str(repository),
+        "--pin",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 2
+    assert "--workers" in done.stderr
+
+
+def test_more_workers_than_processors_share_them():
+    supervisor = Supervisor(
+        lambda _: [sys.executable, "-c", "input()"],
+        3,
+        clock=SystemClock(),
+        log=structlog.get_logger(),
+        drain_seconds=1,
+        processors=(4, 7),
+    )
+    with supervisor._signals, supervisor._waker:
+        workers = [supervisor._started(place) for place in supervisor._places]
+        assert [worker._processor for worker in workers] == [4, 7, 4]
+        for worker in workers:
+            worker.kill()
+            worker._process.wait()
+            worker.close()
+
+
+def test_a_process_that_is_gone_is_not_pinned():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    pin(process.pid, 0)
