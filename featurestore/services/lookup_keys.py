@@ -14,7 +14,7 @@ from featurestore.services.lossless import lossless
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FEW_ROWS = 8
+_FEW_ROWS = 8
 _EXACT_TYPES = {"int32": int, "int64": int, "string": str, "bytes": bytes, "bool": bool}
 
 
@@ -26,7 +26,7 @@ def encode_rows(rows: InputRows, group: KeyGroup) -> list[bytes | None]:
         column, dtype = rows.columns.get(group.columns[0]), group.dtypes[0]
         if type(column) is list and type(column[0]) is _EXACT_TYPES.get(dtype.scalar):
             return [encode_part(column[0], dtype)]
-    if rows.rows <= FEW_ROWS:
+    if rows.rows <= _FEW_ROWS:
         values = [rows.columns.get(name) for name in group.columns]
         if all(map(_is_exact, values, group.dtypes)):
             return [encode_key(part, group.dtypes) for part in zip(*values, strict=True)]

@@ -32,7 +32,7 @@ from featurestore.semantics.timeline import (
 )
 from featurestore.services.columns import InputRows
 from featurestore.services.lookup import Lookup, LookupJoin, features_key
-from featurestore.services.lookup_keys import FEW_ROWS, echoed_keys, encode_rows, wanted_keys
+from featurestore.services.lookup_keys import echoed_keys, encode_rows, wanted_keys
 from featurestore.services.on_demand import OnDemandFunctions, run_steps
 from featurestore.services.response import ArrowBlock, Block, OnlineResponse
 from featurestore.services.state import StateCache
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _REMEMBERED = 256
+# Up to so many rows a lookup takes less than a millisecond.
+_SMALL_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,9 @@ class Prepared:
 
     @property
     def is_small(self) -> bool:
-        """Whether it reads a few plain rows and nothing else, so that it holds up nobody."""
+        """Whether it reads not too many plain rows and nothing else, so that it holds up nobody."""
         lookup = self.lookup
-        return not lookup.has_windows and not lookup.plan.steps and self.rows.rows <= FEW_ROWS
+        return not lookup.has_windows and not lookup.plan.steps and self.rows.rows <= _SMALL_ROWS
 
 
 class OnlineReader:

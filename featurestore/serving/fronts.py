@@ -49,9 +49,9 @@ def http_front(
     """
     try:
         from featurestore.serving.http.front import HttpFront
+        from featurestore.serving.http.methods import JsonMethods
     except ImportError as error:
         raise _not_installed("HTTP", "http", error) from error
-    from featurestore.serving.http.methods import JsonMethods
     from featurestore.serving.http.routes import Routes
     from featurestore.serving.http.tls import HttpTls
 
@@ -60,6 +60,7 @@ def http_front(
     return HttpFront(
         settings,
         Routes(json, is_answering),
+        json,
         around,
         tls=None if files is None else HttpTls(files, around.log),
         share_port=share_port,

@@ -80,12 +80,40 @@ class Methods:
             message = pb.GetOnlineFeaturesRequest.FromString(request)
         except DecodeError as error:
             raise RequestError("The request is no GetOnlineFeaturesRequest.") from error
-        asked = read_request(message, self._limit)
-        return Planned(asked, self._prepared(asked, call))
+        return self.planned(read_request(message, self._limit), call)
+
+    def planned(self, asked: ReadRequest, call: Call) -> Planned:
+        """Return a lookup that was read as one to be made, if its caller may read it.
+
+        Raises:
+            RequestError: It makes no sense, or asks for too much.
+            AccessDeniedError: The caller may not read it.
+        """
+        call.rows = asked.entity_rows.rows
+        self._guard.begin_read(call, asked.features, asked.entity_rows.rows, self._reader.state)
+        prepared = self._reader.prepare(
+            asked.features,
+            asked.entity_rows,
+            as_of=asked.as_of,
+            request=asked.request,
+            full_feature_names=asked.full_feature_names,
+        )
+        return Planned(asked, prepared)
 
     def answer(self, planned: Planned, left: float | None, call: Call) -> bytes:
         """Answer a lookup that was planned."""
-        return self.written(planned, self._read(planned, left), call)
+        return self.written(planned, self.read(planned, left), call)
+
+    def read(self, planned: Planned, left: float | None) -> OnlineResponse:
+        """Return what a lookup finds.
+
+        Raises:
+            FeatureStoreError: Whatever the lookup raises.
+        """
+        patience = patience_of(left)
+        return self._guard.breaker.run(
+            lambda: self._reader.look_up(planned.prepared, patience), patience
+        )
 
     def read_together(
         self, planned: Sequence[Planned], left: float | None
@@ -99,7 +127,7 @@ class Methods:
 
     def written(self, planned: Planned, answer: OnlineResponse, call: Call) -> bytes:
         """Return the bytes of what a lookup has found."""
-        self._told(planned.asked, answer, call)
+        self.tell(planned, answer, call)
         data = writer_of(answer.layout).write(answer, planned.asked.sent)
         if len(data) > self._limit:
             raise RequestError(
@@ -110,41 +138,11 @@ class Methods:
             )
         return data
 
-    def look_up(self, asked: ReadRequest, left: float | None, call: Call) -> OnlineResponse:
-        """Return what was asked for, if the caller may read it.
-
-        Raises:
-            RequestError: It makes no sense, or asks for too much.
-            AccessDeniedError: The caller may not read it.
-            FeatureStoreError: Whatever else the lookup raises.
-        """
-        answer = self._read(Planned(asked, self._prepared(asked, call)), left)
-        self._told(asked, answer, call)
-        return answer
-
-    def _prepared(self, asked: ReadRequest, call: Call) -> Prepared:
-        """Return a lookup that its caller may make, ready to be made."""
-        call.rows = asked.entity_rows.rows
-        self._guard.begin_read(call, asked.features, asked.entity_rows.rows, self._reader.state)
-        return self._reader.prepare(
-            asked.features,
-            asked.entity_rows,
-            as_of=asked.as_of,
-            request=asked.request,
-            full_feature_names=asked.full_feature_names,
-        )
-
-    def _read(self, planned: Planned, left: float | None) -> OnlineResponse:
-        patience = patience_of(left)
-        return self._guard.breaker.run(
-            lambda: self._reader.look_up(planned.prepared, patience), patience
-        )
-
-    def _told(self, asked: ReadRequest, answer: OnlineResponse, call: Call) -> None:
+    def tell(self, planned: Planned, answer: OnlineResponse, call: Call) -> None:
         """Tell those who hear of lookups what one has found."""
         self._guard.end_read(call, answer)
         for observer in self._observers:
-            observer.answered(call, asked, answer)
+            observer.answered(call, planned.asked, answer)
 
     def push(self, request: bytes, left: float | None, call: Call) -> bytes:
         """Answer a PushRequest with a PushResponse."""

@@ -6,7 +6,9 @@ import http.client
 import json
 import random
 import socket
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,25 @@ class Fronts:
 
     def stop(self) -> None:
         self.server.stop()
+
+
+@contextmanager
+def held_store(fronts: Fronts) -> Iterator[None]:
+    """Hold reads of a server's store until `fronts.open` is set; `fronts.reads` has their keys."""
+    reads: list[int] = []
+    read, opened = fronts.served.store.read, threading.Event()
+
+    def slow(keys, **options):
+        reads.append(len(keys))
+        opened.wait(20)
+        return read(keys, **options)
+
+    fronts.served.store.read = slow
+    fronts.open, fronts.reads = opened, reads
+    try:
+        yield
+    finally:
+        opened.set()
 
 
 def ask(

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from featurestore.access.keys import KeyFile
 from featurestore.clock import FixedClock
 from featurestore.errors import OnlineStoreUnavailableError, SettingsError
-from featurestore.serving.connect import gathering
+from featurestore.serving.http import gathering
 from featurestore.serving.v1 import serving_pb2 as pb
 from featurestore.testing.valkey import wait_until
 from tests.credentials import issued
@@ -34,7 +34,7 @@ from tests.integration.connect_front import (
     scores,
     told,
 )
-from tests.integration.http_front import parsed, read_all
+from tests.integration.http_front import held_store, parsed, read_all
 from tests.integration.test_buf_curl import ASKED
 from tests.integration.test_http_lifecycle import OTHER, ROOT, gate, trusting
 from tests.integration.test_serve_workers import Server, repository  # noqa: F401  (a fixture)
@@ -66,18 +66,9 @@ def start(tmp_path):
 @pytest.fixture
 def counted(start):
     """A server, and how many keys each read of its store was for."""
-    fronts, reads = start(), []
-    read, opened = fronts.served.store.read, threading.Event()
-
-    def slow(keys, **options):
-        reads.append(len(keys))
-        opened.wait(20)
-        return read(keys, **options)
-
-    fronts.served.store.read = slow
-    fronts.open, fronts.reads = opened, reads
-    yield fronts
-    opened.set()
+    fronts = start()
+    with held_store(fronts):
+        yield fronts
 
 
 def send(fronts, *bodies):
@@ -125,6 +116,40 @@ def test_lookups_that_wait_are_read_together_and_answered_one_by_one(counted, mo
     assert told(unknown)[0] == "not_found"
     assert told(noise)[0] == "invalid_argument"
     assert counted.reads == [1, 6]
+
+
+def lookup_of(users):
+    message = lookup("users:score")
+    del message.entity_rows[0].int64s.values[:]
+    message.entity_rows[0].int64s.values.extend(users)
+    return message.SerializeToString()
+
+
+def test_lookups_of_many_rows_are_read_together_up_to_a_limit(counted, monkeypatch):
+    monkeypatch.setattr(gathering, "_PATIENCE", 60.0)
+    first = send(counted, ONE)
+    wait_until(lambda: counted.reads, what="the first lookup to be read")
+    many, most = lookup_of([1, *range(100, 199)]), lookup_of([1, *range(1000, 1128)])
+    rest = send(counted, many, ONE, many, most)
+    in_hand(counted, 5)
+    counted.open.set()
+    answers(first)
+    assert [scores(answer)[0] for answer in answers(rest)] == [0.5] * 4
+    assert sorted(counted.reads) == [1, 129, 201]
+
+
+def test_bodies_that_are_long_together_are_not_read_together(counted, monkeypatch):
+    monkeypatch.setattr(gathering, "_PATIENCE", 60.0)
+    first = send(counted, ONE)
+    wait_until(lambda: counted.reads, what="the first lookup to be read")
+    long = lookup_of([1, *range(2**62, 2**62 + 126)])
+    assert 3 * len(long) < gathering._MOST_BYTES < 4 * len(long)
+    rest = send(counted, *[long] * 5)
+    in_hand(counted, 6)
+    counted.open.set()
+    answers(first)
+    assert [scores(answer)[0] for answer in answers(rest)] == [0.5] * 5
+    assert counted.reads == [1, 381, 254]
 
 
 def test_one_that_fails_when_it_is_read_fails_alone(counted, monkeypatch):
@@ -322,7 +347,7 @@ def test_without_its_library_it_says_what_to_install():
 
 def test_it_needs_no_library_of_the_http_front():
     code = (
-        "import sys; sys.modules['aiohttp'] = None\n"
+        "import sys; sys.modules['aiohttp'] = sys.modules['orjson'] = None\n"
         "from tests.integration.connect_front import ConnectFronts, scores\n"
         "fronts = ConnectFronts(); print(scores(fronts.look_up())); fronts.stop()"
     )

@@ -223,9 +223,10 @@ def test_an_address_that_is_taken_or_none(start):
         assert (caught.value.where, caught.value.got) == ("serving.http_address", address)
 
 
-def test_without_its_library_it_says_what_to_install():
+@pytest.mark.parametrize("library", ["aiohttp", "orjson"])
+def test_without_its_library_it_says_what_to_install(library):
     code = (
-        "import sys; sys.modules['aiohttp'] = None\n"
+        f"import sys; sys.modules['{library}'] = None\n"
         "from tests.integration.http_front import Fronts\n"
         "Fronts(http_address=None).stop()\n"
         "try:\n    Fronts()\n"
@@ -238,15 +239,15 @@ def test_without_its_library_it_says_what_to_install():
     assert "featurestore[http]" in ended.stdout
 
 
-def test_a_server_without_it_does_not_load_its_library():
+def test_a_server_without_it_does_not_load_its_libraries():
     code = (
         "import sys; from tests.integration.http_front import Fronts\n"
-        "Fronts(http_address=None).stop(); print('aiohttp' in sys.modules)"
+        "Fronts(http_address=None).stop(); print('aiohttp' in sys.modules, 'orjson' in sys.modules)"
     )
     ended = subprocess.run(  # noqa: S603  (our own interpreter)
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert ended.stdout.splitlines()[-1] == "False"
+    assert ended.stdout.splitlines()[-1] == "False False"
 
 
 def test_several_processes_serve_on_one_port_until_they_are_told_to_end(repository):  # noqa: F811

@@ -18,7 +18,6 @@ from featurestore.errors import FeatureStoreError, OverloadedError
 from featurestore.model.settings import ServingSettings
 from featurestore.semantics.timeline import to_datetime
 from featurestore.serving.connect.connections import Connection
-from featurestore.serving.connect.gathering import Gathering
 from featurestore.serving.connect.protocol import (
     CONNECT,
     MESSAGE_TYPE,
@@ -31,6 +30,7 @@ from featurestore.serving.connect.routes import Routes
 from featurestore.serving.front_loop import FrontLoop
 from featurestore.serving.handling import overloaded
 from featurestore.serving.http.exchange import Exchange, Surroundings
+from featurestore.serving.http.gathering import Gathering
 from featurestore.serving.http.heads import certificate_of, peer_of
 from featurestore.serving.http.statuses import JSON_TYPE, RefusedError, Reply
 from featurestore.serving.http.tls import HttpTls

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, TypeVar
 from featurestore.errors import FeatureStoreError
 from featurestore.model.settings import ServingSettings
 from featurestore.serving.front_loop import FrontLoop
+from featurestore.serving.handling import overloaded
 from featurestore.serving.http.bodies import SMALL, Bodies
 from featurestore.serving.http.connections import Connection, Server, response_of
 from featurestore.serving.http.exchange import Exchange, Surroundings
+from featurestore.serving.http.gathering import Gathering, LookupMethods
 from featurestore.serving.http.heads import (
     certificate_of,
     check_content,
@@ -43,6 +45,7 @@ class HttpFront(FrontLoop):
     Args:
         settings: The address and the limits; port 0 takes a free one.
         routes: What answers which path.
+        lookups: Answers lookups.
         around: What all calls need.
         tls: The certificate; None is plain text.
         share_port: Whether other processes listen on the address too.
@@ -52,6 +55,7 @@ class HttpFront(FrontLoop):
         self,
         settings: ServingSettings,
         routes: Routes,
+        lookups: LookupMethods,
         around: Surroundings,
         *,
         tls: HttpTls | None,
@@ -66,15 +70,19 @@ class HttpFront(FrontLoop):
             share_port=share_port,
         )
         self._routes = routes
+        self._lookups = lookups
         self._around = around
         self._seconds = settings.receive_seconds
         self._drain_seconds = settings.drain_seconds
         self._bodies = Bodies(settings.max_message_bytes, settings.receive_seconds)
         self._restricted = around.guard.access.restricted
         self._draining = False
+        self._most_calls = settings.max_concurrent_requests
+        self._calls = 0
 
     def connections_of(self, loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Protocol]:
         """See `FrontLoop.connections_of`."""
+        self._gathering = Gathering(self._lookups, self._around.pool, loop)
         self._server = Server(self._respond, loop=loop, seconds=self._seconds, log=self._around.log)
         return self._server
 
@@ -143,11 +151,29 @@ class HttpFront(FrontLoop):
             except FeatureStoreError as error:
                 return exchange.fail(error)
         method = route.method
-        exchange.handed_over = True
         try:
+            if method is None:
+                return await self._looked_up(exchange, body)
+            exchange.handed_over = True
             return await self._on_a_thread(lambda: exchange.answer(method, body))
         finally:
             self._bodies.release(body)
+
+    async def _looked_up(self, exchange: Exchange, body: bytes) -> Reply:
+        """Return the answer to a lookup, which is made together with others that wait."""
+        if self._calls >= self._most_calls:
+            return exchange.fail(overloaded())
+        self._calls += 1
+        exchange.handed_over = True
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def told(reply: Reply) -> None:
+            self._calls -= 1
+            if not answer.done():
+                answer.set_result(reply)
+
+        self._gathering.put(exchange, body, told)
+        return await answer
 
     def _on_a_thread(self, work: Callable[[], Answer]) -> asyncio.Future[Answer]:
         # Shielded: what was begun ends in order, whoever waits for it.

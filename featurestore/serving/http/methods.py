@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from featurestore.errors import RequestError
+from featurestore.errors import FeatureStoreError, RequestError
 from featurestore.model.settings import ServingSettings
 from featurestore.services.online import OnlineReader
+from featurestore.services.response import OnlineResponse
 from featurestore.serving.http.answers import answer_writer, write_info, write_receipt
 from featurestore.serving.http.lookups import Reader, check_fields, too_large
 from featurestore.serving.http.parsing import parse, shown, too_deep
 from featurestore.serving.info import read_info
-from featurestore.serving.methods import Methods, patience_of
+from featurestore.serving.methods import Methods, Planned, patience_of
 from featurestore.serving.push import EventReader, EventSink, NoEventsError
 from featurestore.serving.requests import ReadRequest
 from featurestore.serving.security.calls import Call
@@ -48,9 +50,23 @@ class JsonMethods:
         self._events = events
         self._event_reader = event_reader
 
-    def get_online_features(self, body: bytes, left: float | None, call: Call) -> bytes:
-        """Answer a lookup."""
-        answer = self._methods.look_up(self._read(body, call), left, call)
+    def plan(self, body: bytes, call: Call) -> Planned:
+        """Return what a lookup asks for, if its caller may read it."""
+        return self._methods.planned(self._read(body, call), call)
+
+    def answer(self, planned: Planned, left: float | None, call: Call) -> bytes:
+        """Answer a lookup that was planned."""
+        return self.written(planned, self._methods.read(planned, left), call)
+
+    def read_together(
+        self, planned: Sequence[Planned], left: float | None
+    ) -> list[OnlineResponse | FeatureStoreError]:
+        """Return what small lookups find, or why one has no answer, by one round trip."""
+        return self._methods.read_together(planned, left)
+
+    def written(self, planned: Planned, answer: OnlineResponse, call: Call) -> bytes:
+        """Return the JSON of what a lookup has found."""
+        self._methods.tell(planned, answer, call)
         data = answer_writer(answer.layout).write(answer)
         if len(data) > self._limit:
             raise too_large(f"{len(data)} bytes", self._limit)

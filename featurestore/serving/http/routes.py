@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 _LONGEST_PATH = 100
 
 
-def _no_method(body: bytes, left: float | None, call: Any) -> bytes:
-    raise AssertionError(body, left, call)  # such a route is told
-
-
 @dataclass(frozen=True, slots=True)
 class Route:
     """What answers a path.
@@ -35,14 +31,14 @@ class Route:
     Attributes:
         verb: GET, which HEAD is allowed for too, or POST.
         name: What the method is called, over gRPC as well.
-        method: Answers calls.
+        method: Answers calls; None where these are lookups, which are gathered.
         code_of: The gRPC status of an error of it.
         told: Instead of a method: returns what everybody is told at once, from the request's id.
     """
 
     verb: str
     name: str = ""
-    method: JsonMethod = _no_method
+    method: JsonMethod | None = None
     code_of: Callable[[FeatureStoreError], Any] = code_of
     told: Callable[[str], Reply] | None = None
 
@@ -64,9 +60,7 @@ class Routes:
         described = _description()
         ready = _health(is_answering)
         self._routes: Mapping[str, Route] = {
-            "/v1/get-online-features": Route(
-                "POST", "GetOnlineFeatures", methods.get_online_features
-            ),
+            "/v1/get-online-features": Route("POST", "GetOnlineFeatures"),
             "/v1/push": Route("POST", "Push", methods.push, push_code_of),
             "/v1/serving-info": Route("GET", "GetServingInfo", methods.get_serving_info),
             "/v1/health": Route("GET", told=ready),

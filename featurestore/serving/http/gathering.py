@@ -11,24 +11,47 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from featurestore.errors import FeatureStoreError
 from featurestore.services.response import OnlineResponse
 from featurestore.serving.http.exchange import Exchange
 from featurestore.serving.http.statuses import Reply
-from featurestore.serving.methods import Methods, Planned
+from featurestore.serving.methods import Planned
 from featurestore.serving.pool import DaemonPool
+from featurestore.serving.security.calls import Call
 
-# How many are read together at most: those behind them are not to wait for too many.
+# How many are read together at most, and how long their bodies are: those behind them are not to
+# wait for too many.
 MOST = 64
-# Longer bodies go alone.
-_SMALL = 4 * 1024
+_MOST_BYTES = 4 * 1024
 # After so long another thread takes what has gathered: the store, or one of them, is slow.
 _PATIENCE = 0.02
 _MOST_THREADS = 4
 
 Told = Callable[[Reply], None]
+
+
+class LookupMethods(Protocol):
+    """What answers lookups in a front's own form, step by step; raises what speaks against it."""
+
+    def plan(self, body: bytes, call: Call, /) -> Planned:
+        """Return what a message asks for, if its caller may read it."""
+        ...
+
+    def answer(self, planned: Planned, left: float | None, call: Call, /) -> bytes:
+        """Make a lookup by itself, in so many seconds, and return its answer."""
+        ...
+
+    def read_together(
+        self, planned: Sequence[Planned], left: float | None, /
+    ) -> list[OnlineResponse | FeatureStoreError]:
+        """Make small lookups by one round trip."""
+        ...
+
+    def written(self, planned: Planned, answer: OnlineResponse, call: Call, /) -> bytes:
+        """Return the answer to a lookup that was made."""
+        ...
 
 
 @dataclass(slots=True)
@@ -61,7 +84,9 @@ class Gathering:
         loop: Where they come from, and hear of their answers.
     """
 
-    def __init__(self, methods: Methods, pool: DaemonPool, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, methods: LookupMethods, pool: DaemonPool, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._methods = methods
         self._pool = pool
         self._loop = loop
@@ -73,7 +98,7 @@ class Gathering:
     def put(self, exchange: Exchange, body: bytes, told: Told) -> None:
         """Take a lookup; `told` hears of its answer."""
         lookup = _Lookup(exchange, body, told)
-        if len(body) > _SMALL:
+        if len(body) > _MOST_BYTES:
             self._pool.submit(lambda: self._alone(lookup))
             return
         self._waiting.append(lookup)
@@ -88,7 +113,8 @@ class Gathering:
     def _hand_over(self) -> None:
         self._is_due = False
         if self._waiting:
-            batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+            count = _fitting(self._waiting)
+            batch, self._waiting = self._waiting[:count], self._waiting[count:]
             self._threads += 1
             self._handed = self._loop.time()
             self._pool.submit(lambda: self._together(batch))
@@ -177,6 +203,16 @@ class Gathering:
         # Without the loop draining took too long, and nobody is there to be told.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(step)
+
+
+def _fitting(waiting: Sequence[_Lookup]) -> int:
+    """Return how many of those that wait are read together: one at the least."""
+    size = 0
+    for count, lookup in enumerate(waiting[:MOST]):
+        size += len(lookup.body)
+        if count and size > _MOST_BYTES:
+            return count
+    return min(len(waiting), MOST)
 
 
 def _longest(lookups: Sequence[_Lookup]) -> float | None:
