@@ -91,6 +91,9 @@ class Handling:
                 raise
             except Exception:  # noqa: BLE001  (the caller must not see our insides)
                 self._fail(call, context, grpc.StatusCode.INTERNAL, None)
+            if not context.is_active():
+                self._unheard(call, context)
+                return data
             context.set_trailing_metadata(((REQUEST_ID, call.id),))
             self._ended(call, context, "OK", None)
             return data
@@ -114,6 +117,15 @@ class Handling:
         except StopIteration:
             raise RequestError("The call came without a message.") from None
         return method(request, time_left(context), call)
+
+    def _unheard(self, call: Call, context: grpc.ServicerContext) -> None:
+        """End a call whose answer came when nobody waited for it any more."""
+        left: float | None = context.time_remaining()
+        if left is None or left > 0:
+            self._ended(call, context, "CANCELLED", None)
+        else:
+            error = DeadlineExceededError("There was no answer before the deadline.")
+            self._ended(call, context, "DEADLINE_EXCEEDED", error)
 
     def _fail(
         self,

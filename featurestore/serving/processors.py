@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from featurestore.errors import SettingsError
@@ -31,8 +31,8 @@ def processors() -> Sequence[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def pin(pid: int, processor: int) -> None:
-    """Keep all threads of a process, and those that they start, to one processor.
+def pin(pid: int, processors: Collection[int]) -> None:
+    """Keep all threads of a process, and those that they start, to some processors.
 
     A process that has ended is left alone.
     """
@@ -42,5 +42,5 @@ def pin(pid: int, processor: int) -> None:
         while found := {task.name for task in tasks.iterdir()} - done:
             for task in found:
                 with contextlib.suppress(ProcessLookupError):
-                    os.sched_setaffinity(int(task), {processor})
+                    os.sched_setaffinity(int(task), processors)
             done |= found

@@ -66,7 +66,7 @@ class Worker:
             self.heard = self._clock.monotonic()
             if not self.is_ready and self._processor is not None:
                 # Not before: while it starts, it is not to take the time of one that serves.
-                pin(self.pid, self._processor)
+                pin(self.pid, (self._processor,))
             self.is_ready = True
             self.is_answering = said.endswith(ANSWERING)
 

@@ -322,4 +322,4 @@ def test_more_workers_than_processors_share_them():
 def test_a_process_that_is_gone_is_not_pinned():
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    pin(process.pid, 0)
+    pin(process.pid, (0,))

@@ -21,6 +21,8 @@ from featurestore.serving.security.calls import Call
 from featurestore.serving.security.guard import Guard
 from featurestore.serving.security.headers import REQUEST_ID
 
+_LATE = "There was no answer before the deadline."
+
 
 class JsonMethod(Protocol):
     """Answers the body of a request, in so many seconds (None: any), for a call."""
@@ -129,8 +131,13 @@ class Exchange:
         self._admit()
 
     def succeed(self, data: bytes) -> Reply:
-        """Return an answer, and end the call."""
-        self._ended("OK", None)
+        """Return an answer, and end the call: as one that nobody got, if it comes too late."""
+        if self.gone:
+            self._ended("CANCELLED", None)
+        elif self._is_overdue():
+            self._ended("DEADLINE_EXCEEDED", DeadlineExceededError(_LATE))
+        else:
+            self._ended("OK", None)
         return Reply(200, data, {REQUEST_ID: self.call.id})
 
     def forgo(self) -> Reply:
@@ -148,7 +155,7 @@ class Exchange:
 
     def late(self) -> Reply:
         """Return the answer to a caller whose time is over; a thread that works ends the call."""
-        error = DeadlineExceededError("There was no answer before the deadline.")
+        error = DeadlineExceededError(_LATE)
         if not self.handed_over:
             return self.fail(error)
         return self._manner.failure(error, self.call.id, self._code_of)
@@ -203,6 +210,9 @@ class Exchange:
         if left <= 0:
             raise DeadlineExceededError("The request waited past its deadline.")
         return left
+
+    def _is_overdue(self) -> bool:
+        return self._deadline is not None and self._around.clock.monotonic() >= self._deadline
 
     def _ended(self, status: str, error: FeatureStoreError | None) -> None:
         guard, call = self._around.guard, self.call
