@@ -4,7 +4,8 @@ Floor: an echo of as many bytes by a grpcio server of the same settings. Peers: 
 (`feast serve`) and its gRPC server (`feast listen`). All servers stand ready side by side and are
 loaded in turns, so that whatever else the machine does meets all of them; then ours once more while
 another process materializes into the store that they read. Processor time is read from /proc and
-told apart: the server's with its workers, the store's, the load's.
+told apart: the server's with its workers, the store's, the load's. In the end each server of one
+process is kept to one core, and the store and the load to the others: what a core serves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from benchmarks.common import Sizes, Table, cpu_seconds, make_views, micros, number, workplace
 from benchmarks.feast_servers import FeastServers
 from benchmarks.load import CONNECTIONS, Load, drive, tool
+from benchmarks.processes import one_processor_each
 from benchmarks.profiling import profile
 from benchmarks.servers import ENTITIES, THREADS, Contestant, Servers
 from benchmarks.writing import Written, writing
@@ -23,10 +25,12 @@ from featurestore.testing.valkey import ValkeyServer
 
 IN_FLIGHT = (1, 16, 64)
 CASES = tuple((entities, in_flight) for entities in ENTITIES for in_flight in IN_FLIGHT)
+CORE_CASES = tuple((entities, in_flight) for entities in (1, 100) for in_flight in (1, 16, 64))
 ROWS = 10_000
-VALKEY, LMDB, WORKERS, ECHO = "ours, Valkey", "ours, LMDB", "ours, Valkey, 2 workers", "echo"
+VALKEY, LMDB, WORKERS, ECHO = "ours, Valkey", "ours, LMDB", "ours, Valkey, 2 pinned workers", "echo"
 HTTP, CONNECT = f"{VALKEY}, HTTP", (f"{VALKEY}, Connect", f"{LMDB}, Connect")
 _WORKERS = 2
+_ON_ONE = ", each server on one core"
 # A case of a server that would take longer is left out; Feast's largest requests do.
 _LONGEST_SECONDS = 10.0
 # A round that takes longer is not taken twice.
@@ -46,6 +50,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 _Key = tuple[str, int, int]
+_Cases = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,13 @@ class _Turns:
         self._seconds = seconds
         self._rates: dict[_Key, float] = {}
         self.failed: list[_Key] = []
+
+    def take_all(self, servers: Sequence[Contestant], cases: _Cases, rounds: int = 1) -> None:
+        """Load servers in turns, case by case."""
+        for case in cases:
+            for _ in range(rounds):
+                for server in servers:
+                    self.take(server, *case)
 
     def take(self, server: Contestant, entities: int, in_flight: int) -> None:
         """Load a server once, after a warm-up, and keep the round if it was its fastest.
@@ -113,7 +125,7 @@ class _Turns:
 def run(sizes: Sizes) -> list[Table]:
     """Load the server over Valkey and LMDB, the floor, and the peers."""
     seconds, rounds = sizes.pick(0.6, 2.0), sizes.pick(2, 3)
-    turns, beside = _Turns(seconds), _Turns(seconds)
+    turns, beside, core = (_Turns(seconds) for _ in range(3))
     written: dict[str, Written] = {}
     with workplace() as folder, ExitStack() as stack:
         views = make_views(folder, ROWS, [20, 20, 20])
@@ -128,27 +140,25 @@ def run(sizes: Sizes) -> list[Table]:
         others = [servers.echo()]
         if sizes.feast:
             others += FeastServers(servers, sizes.feast, theirs).start()
-        for case in CASES:
-            for _ in range(rounds):
-                for server in [*mine, *others]:
-                    turns.take(server, *case)
+        turns.take_all([*mine, *others], CASES, rounds)
         profiles = profile(mine[0]) if sizes.profile else []
         for repository in (valkey, lmdb):
             readers = [server for server in mine if server.repository == repository]
             with writing(repository, views, ROWS) as written[repository.name]:
-                for case in CASES:
-                    for server in readers:
-                        beside.take(server, *case)
-    return [
-        _figures(turns, rounds),
-        _ratios(turns.best),
-        _while_writing(turns.best, beside.best, written),
-        *profiles,
-    ]
+                beside.take_all(readers, CASES)
+        single = [server for server in (*mine, *others) if not server.name.startswith(WORKERS)]
+        stores = [store.pid for store in (ours, theirs)]
+        with one_processor_each([server.pid for server in single], stores) as could:
+            core.take_all(single, CORE_CASES if could else (), rounds)
+    tables = [_figures(turns, rounds, ""), _ratios(turns.best, CASES, "")]
+    if core.best:
+        tables += [_figures(core, rounds, _ON_ONE), _ratios(core.best, CORE_CASES, _ON_ONE)]
+    return [*tables, _while_writing(turns.best, beside.best, written), *profiles]
 
 
-def _figures(turns: _Turns, rounds: int) -> Table:
-    table = Table(f"Serving 60 float32 features in 3 views, {ROWS:,} entities", _COLUMNS)
+def _figures(turns: _Turns, rounds: int, how: str) -> Table:
+    title = f"Serving 60 float32 features in 3 views, {ROWS:,} entities{how}"
+    table = Table(title, _COLUMNS)
     for key in _ordered(turns.best):
         table.add(*key, *_cells(turns.best[key]))
     table.notes += [
@@ -201,22 +211,29 @@ def _ordered(found: dict[_Key, Round]) -> list[_Key]:
     return sorted(found, key=lambda key: (key[1], key[2], names.index(key[0])))
 
 
-def _ratios(best: dict[_Key, Round]) -> Table:
+def _ratios(best: dict[_Key, Round], cases: _Cases, how: str) -> Table:
     """Compare ours over Valkey with the floor and the peers, case by case."""
-    table = Table(f"Serving: {VALKEY}, beside the others", ["case", "beside", "found", "bar", ""])
-    for entities, in_flight in CASES:
+    title = f"Serving: {VALKEY}, beside the others{how}"
+    table = Table(title, ["case", "beside", "found", "bar", ""])
+    for entities, in_flight in cases:
         mine = best[VALKEY, entities, in_flight]
         case = f"{entities} x 60, {in_flight} in flight"
         for name, *where in _ordered(best):
             if name == VALKEY or where != [entities, in_flight]:
                 continue
-            ratio = mine.load.rate / best[name, entities, in_flight].load.rate
+            theirs = best[name, entities, in_flight].load.rate
             bar = _BARS.get(entities, {}).get(name.split(",")[0])
             shown = "" if bar is None else f">= {bar} x"
-            table.add(case, name, f"{ratio:.3g} x", shown, _verdict(bar, bar and ratio >= bar))
+            # A peer is met by each front of ours that its caller could take instead.
+            fronts = {"": mine}
+            if bar is not None:
+                fronts[": ours over Connect"] = best[CONNECT[0], entities, in_flight]
             if name.startswith("Feast HTTP"):
-                same = best[HTTP, entities, in_flight].load.rate * ratio / mine.load.rate
-                table.add(case, f"{name}: ours over HTTP", f"{same:.3g} x", "", "")
+                fronts[": ours over HTTP"] = best[HTTP, entities, in_flight]
+            for front, found in fronts.items():
+                ratio = found.load.rate / theirs
+                verdict = _verdict(bar, bar and ratio >= bar)
+                table.add(case, f"{name}{front}", f"{ratio:.3g} x", shown, verdict)
         if entities in _BAR_CORE and in_flight == max(IN_FLIGHT):
             _add_rates(table, case, best, (entities, in_flight), _BAR_CORE[entities])
         if entities in _BAR_CPU:

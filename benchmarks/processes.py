@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common import ROOT, clean_environment
+from benchmarks.common import ROOT, children, clean_environment
+from featurestore.serving.processors import pin
 from featurestore.testing.valkey import wait_until
 
 HOST = "127.0.0.1"
@@ -73,6 +74,32 @@ def running(
             yield process
         finally:
             stop(process)
+
+
+@contextmanager
+def one_processor_each(servers: Sequence[int], others: Sequence[int]) -> Iterator[bool]:
+    """Keep each server to the last processor, and all else to the others, until the block ends.
+
+    Gives whether that could be done: it takes two processors.
+
+    Args:
+        servers: Processes, with those that they have started; they are loaded one at a time.
+        others: Processes, beside this one and those that it starts.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) == 1:
+        yield False
+        return
+    whole = [pid for server in servers for pid in (server, *children(server))]
+    try:
+        for pid in whole:
+            pin(pid, allowed[-1:])
+        for pid in (os.getpid(), *others):
+            pin(pid, allowed[:-1])
+        yield True
+    finally:
+        for pid in (*whole, os.getpid(), *others):
+            pin(pid, allowed)
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:

@@ -84,7 +84,7 @@ class Servers:
         program = [str(Path(sys.executable).parent / "featurestore"), "--repo", str(repository)]
         program += ["serve", "--address", f"{HOST}:{port}", "--http-address", f"{HOST}:{http}"]
         program += ["--connect-address", f"{HOST}:{connect}"]
-        program += [] if workers is None else ["--workers", str(workers)]
+        program += [] if workers is None else ["--workers", str(workers), "--pin"]
         pid = self.start(program, name, port, http, connect)
         found = [Contestant(name, pid, store, self._grpc_targets(port), repository)]
         makers = {"Connect": (self._connect_targets, connect), "HTTP": (self._http_targets, http)}
