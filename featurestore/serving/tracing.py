@@ -22,6 +22,7 @@ from featurestore.services.online import OnlineReader
 from featurestore.services.response import OnlineResponse
 from featurestore.serving.requests import ReadRequest
 from featurestore.serving.security.calls import Call
+from featurestore.serving.security.headers import TRACE_PARENT, TRACE_STATE
 from featurestore.serving.v1 import serving_pb2 as pb
 from featurestore.serving.watched_store import WatchedStore
 
@@ -69,7 +70,10 @@ class Traces:
         """See `Observer.begun`."""
         parent = self._no_parent
         if call.parent is not None:
-            parent = self._parents.extract({"traceparent": call.parent}, parent)
+            told = {TRACE_PARENT: call.parent}
+            if call.vendors is not None:
+                told[TRACE_STATE] = call.vendors
+            parent = self._parents.extract(told, parent)
         attributes = {
             "rpc.system": call.front,
             "rpc.service": _SERVICE,

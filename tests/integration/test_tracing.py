@@ -122,6 +122,17 @@ def test_the_parent_is_whom_the_caller_names(traced):
     assert call.parent.is_remote
 
 
+@pytest.mark.parametrize(
+    ("sent", "kept"), [("rojo=1,congo=t61", {"rojo": "1", "congo": "t61"}), ("x" * 5000, {})]
+)
+def test_what_others_on_the_way_have_noted_goes_along(traced, sent, kept):
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    told = (("traceparent", f"00-{trace}-{parent}-01"), ("tracestate", sent))
+    traced.call(metadata=told)
+    store, call = traced.finished(2)
+    assert dict(call.context.trace_state) == dict(store.context.trace_state) == kept
+
+
 @pytest.mark.parametrize("parent", ["", "nonsense", "00-0-0-01", "x" * 5000])
 def test_a_parent_that_is_none_begins_a_trace(traced, parent):
     traced.call(metadata=(("traceparent", parent),))

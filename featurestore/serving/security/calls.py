@@ -7,7 +7,13 @@ from collections.abc import Iterable
 
 from featurestore.access.audit import new_request_id
 from featurestore.access.scopes import ANYONE, Principal
-from featurestore.serving.security.headers import API_KEY, AUTHORIZATION, REQUEST_ID, TRACE_PARENT
+from featurestore.serving.security.headers import (
+    API_KEY,
+    AUTHORIZATION,
+    REQUEST_ID,
+    TRACE_PARENT,
+    TRACE_STATE,
+)
 
 _FIT = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
 
@@ -27,6 +33,7 @@ class Call:
         rows: The entity rows of a lookup, or the events of a push, once they have been read.
         source: The source that a push names; it need not exist.
         parent: The span of the caller's that this call is part of (W3C `traceparent`).
+        vendors: What tracing systems on the way there have noted of it (W3C `tracestate`).
         span: The span of this call, where it is traced.
         front: What it came by: "grpc", "http" or "connect".
     """
@@ -44,6 +51,7 @@ class Call:
         "rows",
         "source",
         "span",
+        "vendors",
     )
 
     def __init__(self, method: str, headers: Iterable[tuple[str, str | bytes]]) -> None:
@@ -57,6 +65,7 @@ class Call:
         self.rows = 0
         self.source: str | None = None
         self.parent: str | None = None
+        self.vendors: str | None = None
         self.span: object | None = None
         self.front = "grpc"
         for name, value in headers:
@@ -69,6 +78,8 @@ class Call:
                 self.authorization = str(value)
             elif name == TRACE_PARENT:
                 self.parent = str(value)
+            elif name == TRACE_STATE:
+                self.vendors = str(value)
         self.id = self.id or new_request_id()
 
     def __repr__(self) -> str:
