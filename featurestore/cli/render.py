@@ -106,7 +106,8 @@ def log_to_stderr(mode: Mode, *, stamped: bool = False) -> None:
             structlog.processors.format_exc_info,
             last,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # In one write each, so that the lines of processes that share it do not run into another.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
 

@@ -217,7 +217,7 @@ class Supervisor:
             if now > limit:
                 self._log.error("worker did not drain in time", pid=worker.pid)
                 worker.kill()
-            still.append((worker, limit))
+            still.append((worker, float("inf") if now > limit else limit))
         self._leaving = still
 
     def _end(self) -> None:
