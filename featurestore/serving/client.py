@@ -2,8 +2,8 @@
 
 Loads no engine, no store and no registry. A call that failed raises the class that the server
 raised. Safe to use from many threads; one client keeps one connection. A lookup that no server has
-answered, as happens where one of several is just being stopped, is tried twice more, in the same
-time; pushes are not.
+answered, as happens where one of several is just being stopped, is tried three times more, in
+the same time; pushes are not.
 """
 
 from __future__ import annotations

@@ -36,12 +36,15 @@ OPTIONS = (
     ("grpc.max_send_message_length", -1),
     # A server that was restarted is found again soon.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # This is how long connecting may take, whatever its name says: long enough for a server that is
+    # busy to greet, and short enough that one that hangs is left for another within a call's time.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
 )
 # Before a lookup that was lost on its way is tried again. The second is longer than a channel waits
-# before it connects anew.
-_PAUSES = (0.0, 0.15)
+# before it connects anew, and the third leaves a busy server the time to take it in: until then all
+# calls of the channel fail.
+_PAUSES = (0.0, 0.15, 0.5)
 
 
 class Stubs:

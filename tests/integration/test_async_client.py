@@ -251,7 +251,7 @@ def test_nobody_there():
 
 
 @pytest.mark.parametrize(
-    ("name", "tries"), [("serving_info", 3), ("get_online_features", 3), ("push", 1)]
+    ("name", "tries"), [("serving_info", 4), ("get_online_features", 4), ("push", 1)]
 )
 def test_a_call_that_no_server_has_answered_is_tried_again_but_a_push_is_not(name, tries):
     """A server that refuses every call on its way, as one does that is just being stopped."""
