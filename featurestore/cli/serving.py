@@ -64,17 +64,19 @@ def serve(  # noqa: PLR0917  (as click calls it)
     if pin:
         raise click.UsageError("--pin is for workers; give --workers as well.")
     from featurestore.cli import render
+    from featurestore.cli.pauses import ShortPauses
 
     with invocation.store() as store:
         render.log_to_stderr(invocation.output, stamped=True)
         serving = store.services.settings.serving.model_copy(update=given)
         server = _server(store, serving, metrics_folder, share_port=worker_link is not None)
-        if worker_link is None:
-            server.run()
-        else:
-            from featurestore.serving.worker_link import WorkerLink
+        with ShortPauses():
+            if worker_link is None:
+                server.run()
+            else:
+                from featurestore.serving.worker_link import WorkerLink
 
-            server.run(WorkerLink(worker_link, lambda: server.is_answering).begin)
+                server.run(WorkerLink(worker_link, lambda: server.is_answering).begin)
     return 0
 
 

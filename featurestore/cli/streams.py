@@ -97,6 +97,7 @@ def ingest(
     is lost either way: what was not written comes again. With --output json each line is an object.
     """
     from featurestore.cli import render
+    from featurestore.cli.pauses import ShortPauses
     from featurestore.services.membership import own_name
 
     # Log and tables are written beside: what is to be online in milliseconds waits for less of it.
@@ -110,7 +111,12 @@ def ingest(
         with own_name(locks) as member:
             screen = _Screen(invocation)
             ingestor = services.ingestor(member, sources=sources, workers=workers, tell=screen.tell)
-            with _stopping(ingestor), screen.showing(ingestor), _permitted(store, named, ingestor):
+            with (
+                ShortPauses(),
+                _stopping(ingestor),
+                screen.showing(ingestor),
+                _permitted(store, named, ingestor),
+            ):
                 ingestor.run(until_idle=until_idle)
             if invocation.output == "json":
                 statuses = [status_data(status) for status in ingestor.finished]

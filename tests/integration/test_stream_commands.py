@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -19,6 +20,8 @@ from click.testing import CliRunner
 
 from featurestore import FeatureStore
 from featurestore.cli.app import cli
+from featurestore.services.ingestion import Ingestor
+from featurestore.serving.server import FeatureServer
 from featurestore.testing.valkey import wait_until
 from tests.ingesting import COUNTS, DEFINITIONS, LAST, SCHEMA
 
@@ -68,6 +71,22 @@ def counted(folder: Path) -> int:
     with FeatureStore(folder) as store:
         found = store.get_online_features(["counts:n_lifetime"], [{"user": 1}]).to_dict()
     return found["n_lifetime"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "begins"),
+    [
+        (["ingest", "--until-idle"], Ingestor, "run"),
+        (["serve", "--address", "127.0.0.1:0"], FeatureServer, "run"),
+    ],
+)
+def test_what_runs_for_long_is_not_held_up_by_garbage(folder, monkeypatch, words, place, begins):
+    found = []
+    monkeypatch.setattr(place, begins, lambda *_, **__: found.append(gc.get_freeze_count()))
+    call(folder, *words)
+    assert len(found) == 1
+    assert found[0] > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_events_of_every_format_are_pushed_and_ingested(folder):
