@@ -39,9 +39,9 @@ bench-serving: $(DEV) ## Load the servers: rates, latencies, processor time; FEA
 	$(BIN)/python -m benchmarks --only serving $(if $(FEAST),--feast $(FEAST)) \
 	  $(if $(FULL),--full) $(if $(PROFILE),--profile) $(if $(WRITE),--write $(WRITE))
 
-soak: $(DEV) ## Serve at 70 % of the peak while data and definitions change; MINUTES=10, SERVERS=1.
+soak: $(DEV) ## Serve at 70 % of the peak while data and definitions change; MINUTES=10, SERVERS=1, WRITE=FILE.
 	$(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES)) \
-	  $(if $(SERVERS),--workers $(SERVERS))
+	  $(if $(SERVERS),--workers $(SERVERS)) $(if $(WRITE),--write $(WRITE))
 
 protos: $(DEV) ## Write the Python code of the protocol anew.
 	PYTHON=$(BIN)/python proto/generate.sh

@@ -30,6 +30,7 @@ NAMES = (
     "states",
     "ingestion",
 )
+_KEPT = (*NAMES, "soak")
 
 
 def main() -> int:
@@ -48,16 +49,16 @@ def main() -> int:
         text += "\n".join(str(table) for table in tables)
         _say(f"## {name}\n\n{text}")
         if arguments.write:
-            _keep(arguments.write, name, text)
+            keep(arguments.write, name, text)
     return 0
 
 
-def _keep(path: Path, name: str, text: str) -> None:
-    """Put a benchmark's results in a file, in place of its former ones."""
+def keep(path: Path, name: str, text: str) -> None:
+    """Put the results of a benchmark, or of the soak, in a file, in place of former ones."""
     former = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.exists() else []
     sections = dict(section.split("\n\n", 1) for section in former)
     sections[name] = text
-    parts = [f"\n## {each}\n\n{sections[each].rstrip()}\n" for each in NAMES if each in sections]
+    parts = [f"\n## {each}\n\n{sections[each].rstrip()}\n" for each in _KEPT if each in sections]
     path.write_text(_HEAD + "".join(parts), encoding="utf-8")
 
 

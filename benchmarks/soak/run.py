@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.common import machine, workplace
 from benchmarks.load import Load, Target, drive, pace, tool
 from benchmarks.processes import HOST, free_port, listens, running, stop
+from benchmarks.run import keep
 from benchmarks.servers import METHOD, call
 from benchmarks.soak import report
 from benchmarks.soak.actors import Actors, Beat
@@ -193,16 +194,20 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="of load; 10 by default")
     parser.add_argument("--workers", type=int, help="processes of the server")
     parser.add_argument("--seconds-a-line", type=float, default=10.0, help="of the record")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the verdict")
     found = parser.parse_args()
     plan = Plan(found.minutes * 60, line_seconds=found.seconds_a_line, workers=found.workers)
     # A soak that is told to end ends what it has started.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    _say(f"{machine()}. Load: {tool()}.")
+    where = f"{machine()}. Load: {tool()}."
+    _say(where)
     with workplace() as folder:
         result = soak(plan, folder)
     passed, text = report.judged(result)
     _say(text)
+    if found.write:
+        keep(found.write, "soak", f"{found.minutes:g} minutes. {where}\n\n{text}")
     return 0 if passed else 1
 
 
