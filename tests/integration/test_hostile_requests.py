@@ -75,7 +75,7 @@ def channel(server):
         yield channel
 
 
-names = st.sampled_from(["users", "users:score", "", "gated", "x" * 300, "\x00", "ä:ö"])
+names = st.sampled_from(["users", "users:score", "", "doubled", "x" * 300, "\x00", "ä:ö"])
 columns = st.builds(
     lambda name, kind, values, count: pb.Column(name=name, **{kind: {"values": values[:count]}}),
     st.sampled_from(["user", "", "score", "y" * 200]),
