@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from featurestore.testing.valkey import ValkeyCluster, ValkeyServer
 
@@ -58,3 +59,10 @@ def _logs_as_at_first() -> Iterator[None]:
     """Undo what a command has set: its standard error may be closed when the next test logs."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def logs() -> Iterator[list[structlog.typing.EventDict]]:
+    """What is logged in this process, instead of being printed."""
+    with capture_logs() as logs:
+        yield logs

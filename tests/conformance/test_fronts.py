@@ -312,7 +312,7 @@ def test_too_much_is_told_at_once(start: Any, speak: Any, tmp_path: Path) -> Non
 
 def _waits(fronts: ConnectFronts) -> bool:
     front = fronts.server._connect
-    return fronts.server._pool.is_behind or (front is not None and front._calls == 2)
+    return fronts.server._pool.is_behind or (front is not None and front._gathering.held == 2)
 
 
 def test_limits(start: Any, speak: Any) -> None:

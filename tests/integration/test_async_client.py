@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from featurestore import AsyncOnlineClient, OnlineClient
 from featurestore.access.keys import KeyFile
@@ -35,12 +33,7 @@ from tests.served import EVERY_TYPE, NOW, NOW_US, Served
 
 ROOT = authority()
 
-
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 class Gate:

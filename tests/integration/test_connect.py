@@ -13,8 +13,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from featurestore.access.keys import KeyFile
 from featurestore.clock import FixedClock
@@ -42,12 +40,7 @@ from tests.served import NOW_US
 
 GATED = lookup("gated").SerializeToString()
 
-
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 @pytest.fixture
@@ -93,7 +86,9 @@ def answers(held):
 
 
 def in_hand(fronts, count):
-    wait_until(lambda: fronts.server._connect._calls == count, what="the calls to be taken")
+    wait_until(
+        lambda: fronts.server._connect._gathering.held == count, what="the calls to be taken"
+    )
 
 
 def test_lookups_that_wait_are_read_together_and_answered_one_by_one(counted, monkeypatch):

@@ -9,8 +9,6 @@ import socket
 import ssl
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from featurestore.serving.connect import connections
 from featurestore.testing.valkey import wait_until
@@ -29,12 +27,7 @@ from tests.integration.test_http_lifecycle import is_held
 
 RECEIVE_SECONDS = 0.3
 
-
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +45,7 @@ def _lives_on(fronts, logs):
     assert scores(fronts.look_up()) == [0.5]
     front = fronts.server._connect
     assert front._thread.is_alive()
-    wait_until(lambda: (front._held, front._calls) == (0, 0), what="all to be let go of")
+    wait_until(lambda: (front._held, front._gathering.held) == (0, 0), what="all to be let go of")
     assert [line for line in logs if line["log_level"] in {"error", "critical"}] == []
 
 

@@ -8,8 +8,6 @@ import threading
 
 import grpc
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from featurestore.adapters.memory_online import MemoryOnlineStore
 from featurestore.adapters.memory_registry import MemoryRegistry
@@ -49,11 +47,7 @@ class Store(MemoryOnlineStore):
             raise self.trouble
 
 
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 @pytest.fixture

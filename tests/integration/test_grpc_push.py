@@ -12,8 +12,6 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from featurestore.errors import (
     AuthenticationError,
@@ -63,11 +61,7 @@ class Sink:
         return RECEIPT
 
 
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 @pytest.fixture(scope="module")

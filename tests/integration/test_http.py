@@ -9,9 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import jsonschema
 import pytest
-import structlog
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from structlog.testing import capture_logs
 
 from featurestore.access.keys import KeyFile
 from featurestore.clock import FixedClock
@@ -32,12 +30,7 @@ LOOKUP = "/v1/get-online-features"
 AS_OF = "2024-06-01T12:00:00Z"
 ONE = {"features": ["users:score"], "entity_rows": [{"user": 1}], "as_of": AS_OF}
 
-
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 @pytest.fixture(scope="module")

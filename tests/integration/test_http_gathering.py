@@ -4,8 +4,6 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.serving.http import gathering
@@ -19,11 +17,7 @@ def lookup(*users, **fields):
     return {"features": ["users:score"], "entity_rows": [{"user": u} for u in users], **fields}
 
 
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 @pytest.fixture
@@ -52,7 +46,7 @@ def gather(fronts, threads, bodies):
     wait_until(lambda: fronts.reads, what="the first lookup to be read")
     rest = [threads.submit(fronts.look_up, body) for body in bodies]
     front = fronts.server._front
-    wait_until(lambda: front._calls == 1 + len(bodies), what="the calls to be taken")
+    wait_until(lambda: front._gathering.held == 1 + len(bodies), what="the calls to be taken")
     return first, rest
 
 
@@ -120,12 +114,14 @@ def test_who_goes_away_is_not_read_for(start, threads):
         head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         with socket.create_connection((fronts.host, fronts.port), timeout=20) as connection:
             connection.sendall(head.encode() + body)
-            wait_until(lambda: fronts.server._front._calls == 2, what="the call to be taken")
+            wait_until(
+                lambda: fronts.server._front._gathering.held == 2, what="the call to be taken"
+            )
         late = threads.submit(fronts.look_up, lookup(1), {"x-request-timeout": "0.05"})
         assert late.result().status == 504
         fronts.open.set()
         assert first.result().status == 200
-        wait_until(lambda: fronts.server._front._calls == 0, what="the calls to end")
+        wait_until(lambda: fronts.server._front._gathering.held == 0, what="the calls to end")
     assert fronts.reads == [1]
     ended = [heard[2] for heard in fronts.recorder.heard if heard[0] == "ended"]
     assert sorted(ended) == ["CANCELLED", "DEADLINE_EXCEEDED", "OK"]

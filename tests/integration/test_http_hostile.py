@@ -10,8 +10,6 @@ import socket
 import ssl
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from featurestore.testing.valkey import wait_until
 from tests.integration.http_front import Fronts, mutated, parsed, read_all
@@ -20,12 +18,7 @@ LOOKUP = "/v1/get-online-features"
 GOOD = {"features": ["users:score"], "entity_rows": [{"user": 1}]}
 RECEIVE_SECONDS = 0.3
 
-
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
-import structlog
 from cryptography.x509 import load_pem_x509_certificate
-from structlog.testing import capture_logs
 
 from featurestore.errors import SettingsError
 from featurestore.serving.http import connections
@@ -31,12 +29,7 @@ ONE = {"features": ["users:score"], "entity_rows": [{"user": 1}]}
 GATED = {"features": ["gated"], "entity_rows": [{"user": 1}]}
 ROOT, OTHER = authority(), authority("Other")
 
-
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 @pytest.fixture

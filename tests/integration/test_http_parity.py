@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from featurestore.dtypes import KEY_SCALARS, parse
 from tests.http_values import SCALARS, as_documented, bits, columns_text, values
@@ -26,12 +24,7 @@ ROWS = st.lists(
 )
 KEY = st.tuples(*(SCALARS[name] for name in KEY_SCALARS))
 
-
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ import struct
 
 import grpc
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from featurestore.testing.valkey import wait_until
 from tests.integration.connect_front import KIND, LOOKUP, ONE, ConnectFronts
@@ -17,12 +15,7 @@ BODIES = {"http": b'{"features": ["users:score"], "entity_rows": [{"user": 1}]}'
 KINDS = {"http": "application/json", "connect": KIND}
 DEADLINES = {"http": "x-request-timeout: 0.05\r\n", "connect": "connect-timeout-ms: 50\r\n"}
 
-
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 class Asker:

@@ -11,10 +11,8 @@ import threading
 import grpc
 import pyarrow as pa
 import pytest
-import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from structlog.testing import capture_logs
 
 from featurestore.access.keys import KeyFile
 from featurestore.adapters.memory_online import MemoryOnlineStore
@@ -80,11 +78,7 @@ class Sink:
         return PushReceipt(events.num_rows, {"0": 1})
 
 
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 class Place:

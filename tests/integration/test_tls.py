@@ -7,8 +7,6 @@ import os
 import ssl
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from featurestore.clock import SystemClock
 from featurestore.errors import SettingsError, UnauthenticatedError, UnavailableError
@@ -24,12 +22,7 @@ USERS = view("users", {"user": "int64"}, {"name": "string"})
 ROOT, OTHER = authority(), authority("Other")
 SERVER = issued(ROOT, "server")
 
-
-@pytest.fixture(autouse=True)
-def logs():
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logs")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from email.utils import format_datetime
 from http import HTTPStatus
 from typing import TypeVar
 
-from featurestore.errors import FeatureStoreError, OverloadedError
+from featurestore.errors import FeatureStoreError
 from featurestore.model.settings import ServingSettings
 from featurestore.semantics.timeline import to_datetime
 from featurestore.serving.connect.connections import Connection
@@ -28,11 +28,10 @@ from featurestore.serving.connect.protocol import (
 from featurestore.serving.connect.requests import Request
 from featurestore.serving.connect.routes import Routes
 from featurestore.serving.front_loop import FrontLoop
-from featurestore.serving.handling import overloaded
 from featurestore.serving.http.exchange import Exchange, Surroundings
 from featurestore.serving.http.gathering import Gathering
 from featurestore.serving.http.heads import certificate_of, peer_of
-from featurestore.serving.http.statuses import JSON_TYPE, RefusedError, Reply
+from featurestore.serving.http.statuses import JSON_TYPE, Reply, crowded, too_large
 from featurestore.serving.http.tls import HttpTls
 from featurestore.serving.methods import Methods
 from featurestore.serving.security.calls import Call
@@ -96,15 +95,15 @@ class ConnectFront(FrontLoop):
         self._drain_seconds = settings.drain_seconds
         self._limit = settings.max_message_bytes
         self._budget = _SHARES * settings.max_message_bytes
-        self._most_calls = settings.max_concurrent_requests
+        self._most_lookups = settings.max_concurrent_requests
         self._restricted = around.guard.access.restricted
-        self._held = self._calls = 0
+        self._held = 0
         self._tail = b""
 
     def connections_of(self, loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Protocol]:
         """See `FrontLoop.connections_of`."""
         self.loop = loop
-        self._gathering = Gathering(self._methods, self._around.pool, loop)
+        self._gathering = Gathering(self._methods, self._around.pool, loop, self._most_lookups)
         self._look()
         return lambda: Connection(self)
 
@@ -136,7 +135,7 @@ class ConnectFront(FrontLoop):
             limit = self._limit if route.told is None else _SMALL
             length = request.length
             if length is not None and length > limit:
-                raise _too_large(f"{length} bytes", limit)
+                raise too_large("message", f"{length} bytes", limit)
         except FeatureStoreError as error:
             # Refused by its head alone: no call of a method has begun.
             told = failure(error, Call("", headers.items()).id, code_of)
@@ -153,9 +152,9 @@ class ConnectFront(FrontLoop):
         error: FeatureStoreError | None = None
         limit = self._limit if exchange is not None else _SMALL
         if request.held + size > limit:
-            error = _too_large(f"more than {limit} bytes", limit)
+            error = too_large("message", f"more than {limit} bytes", limit)
         elif self._held + size > self._budget:
-            error = _crowded()
+            error = crowded()
         if error is None:
             request.held += size
             self._held += size
@@ -172,16 +171,10 @@ class ConnectFront(FrontLoop):
         if exchange is None:
             self._tell(connection, request)
             return
-        if self._calls >= self._most_calls:
-            self.release(request)
-            connection.answered(request, exchange.fail(overloaded()))
-            return
-        self._calls += 1
         exchange.handed_over = True
         body, method = bytes(request.body), route.method
 
         def told(reply: Reply) -> None:
-            self._calls -= 1
             self.release(request)
             connection.answered(request, reply)
 
@@ -288,22 +281,3 @@ def _bad(status: int) -> str:
     known = status in {each.value for each in HTTPStatus}
     phrase = HTTPStatus(status).phrase if known else "Client Closed Request"
     return f"HTTP/1.1 {status} {phrase}\r\ncontent-type: {JSON_TYPE}\r\n"
-
-
-def _too_large(got: str, limit: int) -> RefusedError:
-    return RefusedError(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        "RESOURCE_EXHAUSTED",
-        "The message is larger than the server takes.",
-        got=got,
-        allowed=f"{limit} bytes",
-        hint="Send less at once, or raise the server's serving.max_message_bytes.",
-    )
-
-
-def _crowded() -> OverloadedError:
-    error = OverloadedError(
-        "The server holds more of large requests than it takes on.", hint="Try again in 1 s."
-    )
-    error.retry_seconds = 1.0
-    return error

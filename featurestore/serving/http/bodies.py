@@ -7,8 +7,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from featurestore.errors import OverloadedError
-from featurestore.serving.http.statuses import RefusedError
+from featurestore.serving.http.statuses import RefusedError, crowded, too_large
 
 # Bodies up to this size are read before it is known who calls: they cost next to nothing.
 SMALL = 64 * 1024
@@ -38,7 +37,7 @@ class Bodies:
         """
         length = request.content_length
         if length is not None and length > self._limit:
-            raise self._too_large(f"{length} bytes")
+            raise too_large("body", f"{length} bytes", self._limit)
 
     async def read(self, request: web.BaseRequest) -> bytes:
         """Return the body of a request, which counts as held until it is released.
@@ -75,9 +74,9 @@ class Bodies:
                 body += chunk
                 self._held += len(chunk)
                 if len(body) > self._limit:
-                    raise self._too_large(f"more than {self._limit} bytes")
+                    raise too_large("body", f"more than {self._limit} bytes", self._limit)
                 if self._held > self._budget:
-                    raise _crowded()
+                    raise crowded()
             whole = True
         except (web.RequestPayloadError, ConnectionResetError) as error:
             raise RefusedError(
@@ -89,21 +88,3 @@ class Bodies:
             if not whole:
                 self._held -= len(body)
         return bytes(body)
-
-    def _too_large(self, got: str) -> RefusedError:
-        return RefusedError(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            "RESOURCE_EXHAUSTED",
-            "The body is larger than the server takes.",
-            got=got,
-            allowed=f"{self._limit} bytes",
-            hint="Send less at once, or raise the server's serving.max_message_bytes.",
-        )
-
-
-def _crowded() -> OverloadedError:
-    error = OverloadedError(
-        "The server holds more of large requests than it takes on.", hint="Try again in 1 s."
-    )
-    error.retry_seconds = 1.0
-    return error

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, TypeVar
 from featurestore.errors import FeatureStoreError
 from featurestore.model.settings import ServingSettings
 from featurestore.serving.front_loop import FrontLoop
-from featurestore.serving.handling import overloaded
 from featurestore.serving.http.bodies import SMALL, Bodies
 from featurestore.serving.http.connections import Connection, Server, response_of
 from featurestore.serving.http.exchange import Exchange, Surroundings
@@ -77,12 +76,11 @@ class HttpFront(FrontLoop):
         self._bodies = Bodies(settings.max_message_bytes, settings.receive_seconds)
         self._restricted = around.guard.access.restricted
         self._draining = False
-        self._most_calls = settings.max_concurrent_requests
-        self._calls = 0
+        self._most_lookups = settings.max_concurrent_requests
 
     def connections_of(self, loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Protocol]:
         """See `FrontLoop.connections_of`."""
-        self._gathering = Gathering(self._lookups, self._around.pool, loop)
+        self._gathering = Gathering(self._lookups, self._around.pool, loop, self._most_lookups)
         self._server = Server(self._respond, loop=loop, seconds=self._seconds, log=self._around.log)
         return self._server
 
@@ -161,14 +159,10 @@ class HttpFront(FrontLoop):
 
     async def _looked_up(self, exchange: Exchange, body: bytes) -> Reply:
         """Return the answer to a lookup, which is made together with others that wait."""
-        if self._calls >= self._most_calls:
-            return exchange.fail(overloaded())
-        self._calls += 1
         exchange.handed_over = True
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def told(reply: Reply) -> None:
-            self._calls -= 1
             if not answer.done():
                 answer.set_result(reply)
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from featurestore.errors import FeatureStoreError
 from featurestore.services.response import OnlineResponse
+from featurestore.serving.handling import overloaded
 from featurestore.serving.http.exchange import Exchange
 from featurestore.serving.http.statuses import Reply
 from featurestore.serving.methods import Planned
@@ -82,11 +83,21 @@ class Gathering:
         methods: Answer them.
         pool: On its threads.
         loop: Where they come from, and hear of their answers.
+        most: How many may be held at once; further ones are refused.
+
+    Attributes:
+        held: How many have come and not been answered.
     """
 
     def __init__(
-        self, methods: LookupMethods, pool: DaemonPool, loop: asyncio.AbstractEventLoop
+        self,
+        methods: LookupMethods,
+        pool: DaemonPool,
+        loop: asyncio.AbstractEventLoop,
+        most: int,
     ) -> None:
+        self.held = 0
+        self._most = most
         self._methods = methods
         self._pool = pool
         self._loop = loop
@@ -97,7 +108,16 @@ class Gathering:
 
     def put(self, exchange: Exchange, body: bytes, told: Told) -> None:
         """Take a lookup; `told` hears of its answer."""
-        lookup = _Lookup(exchange, body, told)
+        if self.held >= self._most:
+            told(exchange.fail(overloaded()))
+            return
+
+        def answered(reply: Reply) -> None:
+            self.held -= 1
+            told(reply)
+
+        self.held += 1
+        lookup = _Lookup(exchange, body, answered)
         if len(body) > _MOST_BYTES:
             self._pool.submit(lambda: self._alone(lookup))
             return

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from featurestore.errors import FeatureStoreError, RequestError, UnavailableError
+from featurestore.errors import FeatureStoreError, OverloadedError, RequestError, UnavailableError
 from featurestore.serving.security.headers import REQUEST_ID
 from featurestore.serving.status import shortened
 
@@ -78,6 +78,33 @@ class RefusedError(RequestError):
         self.status = int(status)
         self.code = code
         self.headers = headers or {}
+
+
+def too_large(what: str, got: str, limit: int) -> RefusedError:
+    """Return the error of a body that is longer than the server takes.
+
+    Args:
+        what: What the front calls it: "body" or "message".
+        got: How long it is, as far as that is known.
+        limit: How many bytes it may have.
+    """
+    return RefusedError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "RESOURCE_EXHAUSTED",
+        f"The {what} is larger than the server takes.",
+        got=got,
+        allowed=f"{limit} bytes",
+        hint="Send less at once, or raise the server's serving.max_message_bytes.",
+    )
+
+
+def crowded() -> OverloadedError:
+    """Return the error of a body that is one too many, of all that are held at once."""
+    error = OverloadedError(
+        "The server holds more of large requests than it takes on.", hint="Try again in 1 s."
+    )
+    error.retry_seconds = 1.0
+    return error
 
 
 def refusal(error: RefusedError, request_id: str) -> Reply:
