@@ -10,15 +10,11 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 import uuid
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Self
 
 import psycopg
 import pytest
@@ -26,47 +22,25 @@ import pytest
 from featurestore.adapters.sql_registry import SqlRegistry
 from featurestore.errors import ConflictError, RegistryUnavailableError, StorageError
 from featurestore.testing.registry_samples import ADA, apply, full_state, view_plan, with_views
+from tests.integration.worker_process import WorkerProcess
 
-WORKER = Path(__file__).with_name("registry_worker.py")
 POSTGRES = os.environ.get("FEATURESTORE_TEST_POSTGRES_URL", "")
-DEADLINE = 60
 
 
-class Worker:
-    """A process at work; killed at the end whatever happens."""
+class Worker(WorkerProcess):
+    """A process of `registry_worker` at work."""
 
-    def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(  # noqa: S603 - this interpreter, our own script
-            [sys.executable, str(WORKER), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._timer = threading.Timer(DEADLINE, self.process.kill)
-        self._timer.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.kill()
+    program = Path(__file__).with_name("registry_worker.py")
 
     def expect(self, word: str) -> None:
-        assert self.process.stdout.readline().strip() == word
+        assert self.line() == word
 
     def go(self) -> None:
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
 
     def result(self) -> dict:
-        return json.loads(self.process.stdout.readline())
-
-    def kill(self) -> None:
-        self._timer.cancel()
-        self.process.kill()
-        self.process.wait(timeout=DEADLINE)
-        self.process.stdin.close()
-        self.process.stdout.close()
+        return json.loads(self.line())
 
 
 @pytest.fixture
