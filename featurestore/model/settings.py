@@ -112,8 +112,8 @@ class ServingSettings(Section):
         connect_address: host:port to listen on for the Connect protocol (docs/clients.md), the
             fastest way to look up single entities; without it there is none.
         max_message_bytes: The largest request or response.
-        max_concurrent_requests: Requests in flight, waiting ones too; further ones are refused at
-            once.
+        max_concurrent_requests: Requests in flight, waiting ones too, that gRPC, HTTP/JSON and
+            Connect each take on; further ones are refused at once.
         max_entity_rows: Entity rows of one request; 0 leaves it to the size of a message.
         receive_seconds: How long a request may take to arrive once its turn has come.
         breaker_failures: Failures of the online store in a row after which it is left alone.
