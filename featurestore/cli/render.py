@@ -10,7 +10,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from featurestore.cli.output import Block, Cell, Facts, Output, Style, Table, plain
 
@@ -86,6 +86,27 @@ def write_json_line(value: Any) -> None:
     sys.stdout.flush()
 
 
+class _Lines:
+    """A file for a log: what cannot be written is lost, and whoever tells of it goes on.
+
+    Args:
+        file: Where lines go; it may be a pipe that nobody reads any more, or a disk that is full.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        """Write some of the log."""
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        """Send what was written."""
+        with contextlib.suppress(OSError, ValueError):
+            self._file.flush()
+
+
 def log_to_stderr(mode: Mode, *, stamped: bool = False) -> None:
     """Send what the services log to standard error: lines for people, or JSON a line.
 
@@ -107,7 +128,7 @@ def log_to_stderr(mode: Mode, *, stamped: bool = False) -> None:
             last,
         ],
         # In one write each, so that the lines of processes that share it do not run into another.
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lines(sys.stderr))),
         cache_logger_on_first_use=False,
     )
 

@@ -48,6 +48,22 @@ def wanted_keys(
     return wanted
 
 
+def read_once(wanted: Sequence[bytes | None]) -> list[bytes]:
+    """Return the keys that are to be read: each once, where one is wanted at all."""
+    keys = [key for key in wanted if key is not None]
+    return keys if len(set(keys)) == len(keys) else list(dict.fromkeys(keys))
+
+
+def spread(
+    held: Sequence[bytes | None], read: Sequence[bytes], wanted: Sequence[bytes | None]
+) -> Sequence[bytes | None]:
+    """Return the value of each key that is wanted, of those that were read."""
+    if len(read) == len(wanted):
+        return held
+    found: dict[bytes | None, bytes | None] = dict(zip(read, held, strict=True))
+    return [found.get(key) for key in wanted]
+
+
 def echoed_keys(lookup: Lookup, rows: InputRows) -> list[pa.Array]:
     """Return the key columns as they were understood: of their declared type where they fit."""
     columns = []

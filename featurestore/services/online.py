@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from featurestore.clock import Clock
@@ -32,7 +33,13 @@ from featurestore.semantics.timeline import (
 )
 from featurestore.services.columns import InputRows
 from featurestore.services.lookup import Lookup, LookupJoin, features_key
-from featurestore.services.lookup_keys import echoed_keys, encode_rows, wanted_keys
+from featurestore.services.lookup_keys import (
+    echoed_keys,
+    encode_rows,
+    read_once,
+    spread,
+    wanted_keys,
+)
 from featurestore.services.on_demand import OnDemandFunctions, run_steps
 from featurestore.services.response import ArrowBlock, Block, OnlineResponse
 from featurestore.services.state import StateCache
@@ -176,13 +183,14 @@ class OnlineReader:
             OnlineStoreUnavailableError: The store does not answer in time (law O5).
         """
         wanted = [wanted_keys(each.lookup.joins, each.keys) for each in asked]
-        keys = [key for each in wanted for key in each if key is not None]
+        reads = [read_once(each) for each in wanted]
+        keys = [key for each in reads for key in each]
         values = iter(self._online.read(keys, timeout=timeout) if keys else ())
         found: list[OnlineResponse | FeatureStoreError] = []
-        for each, mine in zip(asked, wanted, strict=True):
-            held = [None if key is None else next(values) for key in mine]
+        for each, mine, read in zip(asked, wanted, reads, strict=True):
+            held: list[bytes | None] = list(islice(values, len(read)))
             try:
-                found.append(self._answer(each, held))
+                found.append(self._answer(each, spread(held, read, mine)))
             except FeatureStoreError as error:
                 found.append(error)
         return found
@@ -296,14 +304,9 @@ class OnlineReader:
         self, wanted: Sequence[bytes | None], timeout: float | None
     ) -> Sequence[bytes | None]:
         """Return the value of each key, None for no key; each key is read once."""
-        unique = set(wanted)
-        keys = [key for key in wanted if key is not None]
-        if len(unique) == len(keys) == len(wanted):
-            return self._online.read(keys, timeout=timeout) if keys else []
-        asked = [key for key in unique if key is not None]
-        read = self._online.read(asked, timeout=timeout) if asked else []
-        found: dict[bytes | None, bytes | None] = dict(zip(asked, read, strict=True))
-        return [found.get(key) for key in wanted]
+        keys = read_once(wanted)
+        held = self._online.read(keys, timeout=timeout) if keys else []
+        return spread(held, keys, wanted)
 
     def _instant(
         self,

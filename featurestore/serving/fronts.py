@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from featurestore.errors import SettingsError
 from featurestore.model.settings import ServingSettings
 from featurestore.services.online import OnlineReader
-from featurestore.serving.http.exchange import Surroundings
+from featurestore.serving.exchange import Surroundings
 from featurestore.serving.methods import Methods
 from featurestore.serving.push import EventReader, EventSink
 from featurestore.serving.security.tls import certificate_files

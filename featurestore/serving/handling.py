@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import grpc
 
@@ -14,6 +14,7 @@ from featurestore.errors import (
     OverloadedError,
     RequestError,
 )
+from featurestore.serving.methods import Method
 from featurestore.serving.observing import Observer
 from featurestore.serving.pool import DaemonPool
 from featurestore.serving.receiving import Receiver
@@ -22,18 +23,10 @@ from featurestore.serving.security.guard import Guard
 from featurestore.serving.security.headers import REQUEST_ID
 from featurestore.serving.status import code_of, metadata_of
 
-_LONGEST_DETAILS = 1000
+LONGEST_DETAILS = 1000
 _RETRY_SECONDS = 1.0
 
 Handler = Callable[[Iterator[bytes], grpc.ServicerContext], bytes]
-
-
-class Method(Protocol):
-    """Answers the bytes of a request, in so many seconds (None: any), for a call."""
-
-    def __call__(self, request: bytes, left: float | None, call: Call) -> bytes:
-        """Return the bytes of the answer."""
-        ...
 
 
 class Handling:
@@ -142,7 +135,7 @@ class Handling:
             details = f"The server failed; its log has the reason as {reference}."
         else:
             told += metadata_of(error)
-            details = str(error)[:_LONGEST_DETAILS]
+            details = str(error)[:LONGEST_DETAILS]
         context.set_trailing_metadata(told)
         self._ended(call, context, status.name, error)
         context.abort(status, details)
@@ -158,6 +151,7 @@ class Handling:
         for observer in self._observers:
             observer.ended(call, status, error)
         if self._guard.audited:
+            call.facts["front"] = call.front
             identities = context.peer_identities()
             if identities:
                 call.facts["certificate"] = bytes(identities[0]).decode(errors="replace")[:100]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -17,7 +18,7 @@ from featurestore.services.online import OnlineReader, Prepared
 from featurestore.services.response import OnlineResponse
 from featurestore.serving.freshness import Freshness
 from featurestore.serving.info import write_info
-from featurestore.serving.observing import Observer
+from featurestore.serving.observing import READS, Observer
 from featurestore.serving.push import EventSink, PushMethod, read_events, write_receipt
 from featurestore.serving.requests import ReadRequest, read_request
 from featurestore.serving.security.calls import Call
@@ -36,10 +37,20 @@ class Planned:
     Attributes:
         asked: What came.
         prepared: The same, ready to be made.
+        call: Its call.
     """
 
     asked: ReadRequest
     prepared: Prepared
+    call: Call
+
+
+class Method(Protocol):
+    """Answers the bytes of a request, in so many seconds (None: any), for a call."""
+
+    def __call__(self, request: bytes, left: float | None, call: Call, /) -> bytes:
+        """Return the bytes of the answer."""
+        ...
 
 
 class Methods:
@@ -98,7 +109,7 @@ class Methods:
             request=asked.request,
             full_feature_names=asked.full_feature_names,
         )
-        return Planned(asked, prepared)
+        return Planned(asked, prepared, call)
 
     def answer(self, planned: Planned, left: float | None, call: Call) -> bytes:
         """Answer a lookup that was planned."""
@@ -111,9 +122,10 @@ class Methods:
             FeatureStoreError: Whatever the lookup raises.
         """
         patience = patience_of(left)
-        return self._guard.breaker.run(
-            lambda: self._reader.look_up(planned.prepared, patience), patience
-        )
+        with READS.made_for((planned.call,)):
+            return self._guard.breaker.run(
+                lambda: self._reader.look_up(planned.prepared, patience), patience
+            )
 
     def read_together(
         self, planned: Sequence[Planned], left: float | None
@@ -121,9 +133,10 @@ class Methods:
         """Return what small lookups find, or why one has no answer, by one round trip."""
         patience = patience_of(left)
         prepared = [each.prepared for each in planned]
-        return self._guard.breaker.run(
-            lambda: self._reader.look_up_together(prepared, patience), patience
-        )
+        with READS.made_for([each.call for each in planned]):
+            return self._guard.breaker.run(
+                lambda: self._reader.look_up_together(prepared, patience), patience
+            )
 
     def written(self, planned: Planned, answer: OnlineResponse, call: Call) -> bytes:
         """Return the bytes of what a lookup has found."""

@@ -6,7 +6,8 @@ takes no time to speak of, waits for nothing, and never raises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -42,6 +43,31 @@ class Observer(Protocol):
     def close(self) -> None:
         """Let go of what it holds; no call comes any more."""
         ...
+
+
+class Reads(threading.local):
+    """Which calls the reads of the store on this thread are made for.
+
+    Attributes:
+        calls: These.
+    """
+
+    calls: Sequence[Call] = ()
+
+    def made_for(self, calls: Sequence[Call]) -> Reads:
+        """Say it, until the end of a `with`."""
+        self.calls = calls
+        return self
+
+    def __enter__(self) -> None:
+        """Nothing more is to be done."""
+
+    def __exit__(self, *_error: object) -> None:
+        """See `made_for`."""
+        self.calls = ()
+
+
+READS = Reads()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from featurestore.errors import FeatureStoreError, SettingsError
 from featurestore.ports.online import OnlineStore
 from featurestore.services.online import OnlineReader
 from featurestore.services.response import OnlineResponse
+from featurestore.serving.observing import READS
 from featurestore.serving.requests import ReadRequest
 from featurestore.serving.security.calls import Call
 from featurestore.serving.security.headers import TRACE_PARENT, TRACE_STATE
@@ -61,7 +62,6 @@ class Traces:
         self._no_parent = context.Context()
         self._parents = TraceContextTextMapPropagator()
         self._clock = clock
-        self._here = threading.local()
         reader.read_through(
             lambda store: cast("OnlineStore", WatchedStore(store, clock, self.has_read))
         )
@@ -80,7 +80,7 @@ class Traces:
             "rpc.method": call.method,
             "featurestore.request_id": call.id,
         }
-        call.span = self._here.span = self._tracer.start_span(
+        call.span = self._tracer.start_span(
             f"{_SERVICE}/{call.method}",
             parent,
             self._trace.SpanKind.SERVER,
@@ -100,7 +100,7 @@ class Traces:
     def ended(self, call: Call, status: str, error: FeatureStoreError | None) -> None:
         """See `Observer.ended`."""
         span = cast("Span", call.span)
-        call.span = self._here.span = None
+        call.span = None
         if span.is_recording():
             span.set_attribute("rpc.grpc.status_code", _NUMBERS.get(status, _NUMBERS["UNKNOWN"]))
             span.set_attribute("featurestore.entities", call.rows)
@@ -111,11 +111,22 @@ class Traces:
         span.end()
 
     def has_read(self, operation: str, keys: int, seconds: float, error: str | None) -> None:
-        """Make a span of a round trip to the store (`watched_store.Listener`)."""
-        call_span: Span | None = getattr(self._here, "span", None)
-        if call_span is None or not call_span.is_recording():
-            return
+        """Make spans of a round trip to the store (`watched_store.Listener`): each call's own."""
         end = self._clock.now_us() * 1_000
+        for call in READS.calls:
+            span = cast("Span | None", call.span)
+            if span is not None and span.is_recording():
+                self._add_read(span, operation, keys, end, seconds, error)
+
+    def _add_read(  # noqa: PLR0917
+        self,
+        call_span: Span,
+        operation: str,
+        keys: int,
+        end: int,
+        seconds: float,
+        error: str | None,
+    ) -> None:
         span = self._tracer.start_span(
             f"online_store {operation}",
             self._trace.set_span_in_context(call_span, self._no_parent),

@@ -13,14 +13,13 @@ from typing import Any, Protocol
 
 import grpc
 import pytest
-import structlog
 from google.protobuf.struct_pb2 import Struct
 from grpc_health.v1 import health_pb2
-from structlog.testing import capture_logs
 
 from featurestore.access.keys import KeyFile
 from featurestore.clock import FixedClock
 from featurestore.errors import OnlineStoreUnavailableError
+from featurestore.serving import server
 from featurestore.serving.v1 import serving_pb2 as pb
 from featurestore.testing.valkey import wait_until
 from tests.integration.connect_front import ConnectFronts, lookup
@@ -120,16 +119,18 @@ def _failed(error: dict[str, Any], told: Mapping[str, str]) -> Result:
     return Result(code, message=error["message"], parts=parts, metadata=told)
 
 
-@pytest.fixture(params=[over_grpc, over_connect])
-def speak(request: pytest.FixtureRequest) -> Any:
-    return request.param
+pytestmark = pytest.mark.usefixtures("logs")
 
 
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[list[Any]]:
-    with capture_logs() as logs:
-        yield logs
-    structlog.reset_defaults()
+@pytest.fixture(
+    params=[(over_grpc, True), (over_grpc, False), (over_connect, True)],
+    ids=["grpc", "grpc, a thread a call", "connect"],
+)
+def speak(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What calls; gRPC as a version of grpcio that is known answers it, and as others do."""
+    way, is_known = request.param
+    monkeypatch.setattr(server, "is_known", lambda: is_known)
+    return way
 
 
 @pytest.fixture
@@ -146,10 +147,22 @@ def start(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def fronts() -> Iterator[ConnectFronts]:
-    fronts = ConnectFronts()
-    yield fronts
-    fronts.stop()
+def running() -> Iterator[dict[bool, ConnectFronts]]:
+    """Servers that tests share."""
+    running: dict[bool, ConnectFronts] = {}
+    yield running
+    for fronts in running.values():
+        fronts.stop()
+
+
+@pytest.fixture
+def fronts(running: dict[bool, ConnectFronts], request: pytest.FixtureRequest) -> ConnectFronts:
+    if "speak" in request.fixturenames:
+        request.getfixturevalue("speak")
+    is_known = server.is_known()
+    if is_known not in running:
+        running[is_known] = ConnectFronts()
+    return running[is_known]
 
 
 def ask(front: Front, message: Any = ONE, **options: Any) -> Result:

@@ -18,6 +18,7 @@ from featurestore.access.keys import KeyFile
 from featurestore.clock import FixedClock
 from featurestore.errors import OnlineStoreUnavailableError, SettingsError
 from featurestore.serving.http import gathering
+from featurestore.serving.together import MOST_BYTES
 from featurestore.serving.v1 import serving_pb2 as pb
 from featurestore.testing.valkey import wait_until
 from tests.credentials import issued
@@ -138,7 +139,7 @@ def test_bodies_that_are_long_together_are_not_read_together(counted, monkeypatc
     first = send(counted, ONE)
     wait_until(lambda: counted.reads, what="the first lookup to be read")
     long = lookup_of([1, *range(2**62, 2**62 + 126)])
-    assert 3 * len(long) < gathering._MOST_BYTES < 4 * len(long)
+    assert 3 * len(long) < MOST_BYTES < 4 * len(long)
     rest = send(counted, *[long] * 5)
     in_hand(counted, 6)
     counted.open.set()

@@ -92,7 +92,7 @@ class Place:
         functions = {"mixed": (mixed, MIXED.code_fingerprint), "nested": (nested, "x" * 16)}
         self.state = state([USERS, ITEMS], [MIXED, NESTED], SERVICES)
         self.served = Served(self.state, functions, Store())
-        self.served.push(USERS, ((1,), NOW_US, (0.5, 41.0)))
+        self.served.push(USERS, ((1,), NOW_US, (0.5, 41.015625)))
         self.served.push(ITEMS, ((2,), NOW_US, (1.5,)))
         (folder / "jwks.json").write_text(key_set())
         self.servers = []
@@ -487,7 +487,7 @@ def test_secrets_and_keys_of_entities_stand_nowhere(place, logs):
     told += [repr(vars(server._guard._ring)), repr(vars(server._guard._tokens))]
     told.append((place.folder / "keys.json").read_text())
     text = " ".join(told)
-    parts = {secret, other.split("_")[2], *good.split("."), "987654321", "41.0"}
+    parts = {secret, other.split("_")[2], *good.split("."), "987654321", "41.015625"}
     assert [part for part in parts if part and part in text] == []
     assert "UNAUTHENTICATED" in text
 

@@ -25,6 +25,8 @@ from featurestore.model.settings import ServingSettings
 from featurestore.serving.client import OnlineClient
 from featurestore.serving.conversion import write_arrow
 from featurestore.serving.observers import observers_of
+from featurestore.serving.observing import READS
+from featurestore.serving.security.calls import Call
 from featurestore.serving.server import FeatureServer
 from featurestore.serving.tracing import Traces, provider_of, traces_to
 from featurestore.serving.v1 import serving_pb2 as pb
@@ -50,9 +52,11 @@ class Traced:
     def __init__(self):
         self.spans = InMemorySpanExporter()
         self.served = world()
-        traces = Traces(provider_of(SimpleSpanProcessor(self.spans)), self.served.reader, CLOCK)
+        self.traces = Traces(
+            provider_of(SimpleSpanProcessor(self.spans)), self.served.reader, CLOCK
+        )
         settings = ServingSettings(address="127.0.0.1:0")
-        self.server = FeatureServer(self.served.reader, settings, observers=[traces])
+        self.server = FeatureServer(self.served.reader, settings, observers=[self.traces])
         self.address = self.server.start()
 
     def __enter__(self):
@@ -103,6 +107,20 @@ def test_a_call_is_a_span_and_its_read_of_the_store_a_child(traced):
     assert dict(read.attributes) == {"db.operation.name": "read", "db.operation.batch.size": 1}
     assert read.start_time <= read.end_time
     assert call.resource.attributes["service.name"] == "featurestore"
+
+
+def test_lookups_that_are_read_together_have_a_span_of_the_read_each(traced):
+    calls = [Call("GetOnlineFeatures", ()) for _ in range(2)]
+    for call in calls:
+        traced.traces.begun(call)
+    with READS.made_for(calls):
+        traced.traces.has_read("read", 5, 0.001, None)
+    for call in calls:
+        traced.traces.ended(call, "OK", None)
+    spans = traced.finished(4)
+    reads, ended = spans[:2], spans[2:]
+    assert [r.parent.span_id for r in reads] == [e.context.span_id for e in ended]
+    assert [r.attributes["db.operation.batch.size"] for r in reads] == [5, 5]
 
 
 def test_no_span_holds_a_key_or_a_value(traced):

@@ -15,7 +15,7 @@ import httptools
 
 from featurestore.serving.connect.refusals import in_vain, no_http, noise
 from featurestore.serving.connect.requests import Request
-from featurestore.serving.http.statuses import Reply
+from featurestore.serving.replies import Reply
 
 KEEPALIVE_SECONDS = 75.0
 WRITE_SECONDS = 30.0

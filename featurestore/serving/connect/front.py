@@ -27,13 +27,14 @@ from featurestore.serving.connect.protocol import (
 )
 from featurestore.serving.connect.requests import Request
 from featurestore.serving.connect.routes import Routes
+from featurestore.serving.exchange import Exchange, Surroundings
 from featurestore.serving.front_loop import FrontLoop
-from featurestore.serving.http.exchange import Exchange, Surroundings
 from featurestore.serving.http.gathering import Gathering
 from featurestore.serving.http.heads import certificate_of, peer_of
-from featurestore.serving.http.statuses import JSON_TYPE, Reply, crowded, too_large
+from featurestore.serving.http.statuses import JSON_TYPE, crowded, too_large
 from featurestore.serving.http.tls import HttpTls
 from featurestore.serving.methods import Methods
+from featurestore.serving.replies import Reply
 from featurestore.serving.security.calls import Call
 from featurestore.serving.security.headers import REQUEST_ID
 from featurestore.serving.status import code_of

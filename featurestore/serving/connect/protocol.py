@@ -16,10 +16,10 @@ from typing import Any
 from google.protobuf.struct_pb2 import Struct
 
 from featurestore.errors import FeatureStoreError, RequestError
-from featurestore.serving.http.exchange import Manner
-from featurestore.serving.http.statuses import RefusedError, Reply
+from featurestore.serving.exchange import Manner
 from featurestore.serving.http.statuses import breakdown as told_breakdown
 from featurestore.serving.http.statuses import failure as told_failure
+from featurestore.serving.replies import RefusedError, Reply
 from featurestore.serving.status import parts_of
 
 MESSAGE_TYPE = "application/proto"

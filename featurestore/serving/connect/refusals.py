@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from featurestore.serving.connect.protocol import failure
 from featurestore.serving.connect.requests import Request
-from featurestore.serving.http.statuses import RefusedError, Reply
+from featurestore.serving.replies import RefusedError, Reply
 from featurestore.serving.security.calls import Call
 from featurestore.serving.status import code_of
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from featurestore.serving.http.statuses import Reply
+from featurestore.serving.replies import Reply
 
 if TYPE_CHECKING:
     from featurestore.serving.connect.routes import Route
-    from featurestore.serving.http.exchange import Exchange
+    from featurestore.serving.exchange import Exchange
 
 # One of everything for which there is a header, and a token or two, have room in this.
 _LARGEST_HEAD = 32 * 1024

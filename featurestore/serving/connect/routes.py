@@ -13,10 +13,9 @@ from grpc_health.v1 import health_pb2
 from featurestore.errors import FeatureNotFoundError, FeatureStoreError, RequestError, near_miss
 from featurestore.serving.client_calls import SERVICE
 from featurestore.serving.health import SERVICE_NAME as HEALTH
-from featurestore.serving.http.exchange import JsonMethod as Method
-from featurestore.serving.http.statuses import RefusedError
-from featurestore.serving.methods import Methods
+from featurestore.serving.methods import Method, Methods
 from featurestore.serving.push import push_code_of
+from featurestore.serving.replies import RefusedError
 from featurestore.serving.status import code_of
 
 _LONGEST_SHOWN = 100

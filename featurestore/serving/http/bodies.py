@@ -7,7 +7,8 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from featurestore.serving.http.statuses import RefusedError, crowded, too_large
+from featurestore.serving.http.statuses import crowded, too_large
+from featurestore.serving.replies import RefusedError
 
 # Bodies up to this size are read before it is known who calls: they cost next to nothing.
 SMALL = 64 * 1024

@@ -14,7 +14,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
-from featurestore.serving.http.statuses import JSON_TYPE, RefusedError, Reply, breakdown, refusal
+from featurestore.serving.http.statuses import JSON_TYPE, breakdown, refusal
+from featurestore.serving.replies import RefusedError, Reply
 from featurestore.serving.security.calls import Call
 
 KEEPALIVE_SECONDS = 75.0

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from featurestore.errors import FeatureStoreError
 from featurestore.model.settings import ServingSettings
+from featurestore.serving.exchange import Exchange, Surroundings
 from featurestore.serving.front_loop import FrontLoop
 from featurestore.serving.http.bodies import SMALL, Bodies
 from featurestore.serving.http.connections import Connection, Server, response_of
-from featurestore.serving.http.exchange import Exchange, Surroundings
-from featurestore.serving.http.gathering import Gathering, LookupMethods
+from featurestore.serving.http.gathering import Gathering
 from featurestore.serving.http.heads import (
     certificate_of,
     check_content,
@@ -27,10 +27,12 @@ from featurestore.serving.http.heads import (
     seconds_of,
 )
 from featurestore.serving.http.routes import Route, Routes
-from featurestore.serving.http.statuses import Reply, failure
+from featurestore.serving.http.statuses import JSON, failure
 from featurestore.serving.http.tls import HttpTls
+from featurestore.serving.replies import Reply
 from featurestore.serving.security.calls import Call
 from featurestore.serving.status import code_of
+from featurestore.serving.together import LookupMethods
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -125,6 +127,7 @@ class HttpFront(FrontLoop):
             seconds,
             peer_of(request),
             certificate_of(request),
+            JSON,
         )
         try:
             async with asyncio.timeout(seconds):

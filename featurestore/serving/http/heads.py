@@ -8,7 +8,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from featurestore.errors import RequestError
-from featurestore.serving.http.statuses import JSON_TYPE, RefusedError
+from featurestore.serving.http.statuses import JSON_TYPE
+from featurestore.serving.replies import RefusedError
 
 if TYPE_CHECKING:
     from aiohttp import web

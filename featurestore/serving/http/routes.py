@@ -11,10 +11,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import FeatureStoreError, listing, near_miss
-from featurestore.serving.http.exchange import JsonMethod
 from featurestore.serving.http.methods import JsonMethods
-from featurestore.serving.http.statuses import RefusedError, Reply
+from featurestore.serving.methods import Method
 from featurestore.serving.push import push_code_of
+from featurestore.serving.replies import RefusedError, Reply
 from featurestore.serving.security.headers import REQUEST_ID
 from featurestore.serving.status import code_of
 
@@ -38,7 +38,7 @@ class Route:
 
     verb: str
     name: str = ""
-    method: JsonMethod | None = None
+    method: Method | None = None
     code_of: Callable[[FeatureStoreError], Any] = code_of
     told: Callable[[str], Reply] | None = None
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from featurestore.errors import FeatureStoreError, OverloadedError, RequestError, UnavailableError
+from featurestore.errors import FeatureStoreError, OverloadedError, UnavailableError
+from featurestore.serving.exchange import Manner
+from featurestore.serving.replies import RefusedError, Reply
 from featurestore.serving.security.headers import REQUEST_ID
 from featurestore.serving.status import shortened
 
@@ -36,48 +37,6 @@ HTTP_STATUSES = {
     "DEADLINE_EXCEEDED": 504,
 }
 _PARTS = ("what", "where", "got", "allowed", "hint")
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What goes back to a caller.
-
-    Attributes:
-        status: Of HTTP.
-        body: JSON.
-        headers: What it says beside that.
-        closes: Whether the connection ends with it.
-    """
-
-    status: int
-    body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
-    closes: bool = False
-
-
-class RefusedError(RequestError):
-    """A request is refused by what HTTP says of it, before anything answers it.
-
-    Args:
-        status: Of HTTP.
-        code: The name of the gRPC status that comes nearest.
-        what: One sentence that says what is wrong.
-        headers: What the answer says beside that.
-        parts: What else the error tells; see `FeatureStoreError`.
-    """
-
-    def __init__(
-        self,
-        status: HTTPStatus,
-        code: str,
-        what: str,
-        headers: dict[str, str] | None = None,
-        **parts: str | None,
-    ) -> None:
-        super().__init__(what, **parts)
-        self.status = int(status)
-        self.code = code
-        self.headers = headers or {}
 
 
 def too_large(what: str, got: str, limit: int) -> RefusedError:
@@ -145,3 +104,6 @@ def _body(code: str, error: FeatureStoreError, request_id: str) -> bytes:
     told = {"error": {"code": code, **parts, "request_id": request_id}}
     # An error may show what came, and text that is none must not break its telling.
     return json.dumps(told, ensure_ascii=False).encode(errors="replace")
+
+
+JSON = Manner("http", failure, breakdown)

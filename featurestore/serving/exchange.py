@@ -1,35 +1,31 @@
-"""One call over HTTP, on a thread that answers: guarded, in time, heard of by observers.
+"""One call, from its head to its answer: guarded, in time, heard of by observers.
 
-What over gRPC `serving/handling.py` is. The front waits for it elsewhere, so that a caller who goes
-away, or whose time is over, is let go while the thread still works.
+What `serving/handling.py` is for calls that grpcio gives a thread of their own. The front waits for
+it elsewhere, so that a caller who goes away, or whose time is over, is let go while a thread still
+works.
 """
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from featurestore.clock import Clock
 from featurestore.errors import DeadlineExceededError, FeatureStoreError
 from featurestore.serving.handling import overloaded
-from featurestore.serving.http.statuses import RefusedError, Reply, breakdown, failure
+from featurestore.serving.methods import Method
 from featurestore.serving.observing import Observer
 from featurestore.serving.pool import DaemonPool
+from featurestore.serving.replies import RefusedError, Reply
 from featurestore.serving.security.calls import Call
 from featurestore.serving.security.guard import Guard
 from featurestore.serving.security.headers import REQUEST_ID
 
 _LATE = "There was no answer before the deadline."
-
-
-class JsonMethod(Protocol):
-    """Answers the body of a request, in so many seconds (None: any), for a call."""
-
-    def __call__(self, body: bytes, left: float | None, call: Call, /) -> bytes:
-        """Return the JSON of the answer."""
-        ...
+_SLACK_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +62,6 @@ class Manner:
     breakdown: Callable[[str, str], Reply]
 
 
-JSON = Manner("http", failure, breakdown)
-
-
 class Exchange:
     """A call from when its head came to when it was answered.
 
@@ -94,7 +87,7 @@ class Exchange:
         seconds: float | None,
         peer: str,
         certificate: str | None,
-        manner: Manner = JSON,
+        manner: Manner,
     ) -> None:
         self.call = call
         call.front = manner.front
@@ -112,7 +105,7 @@ class Exchange:
         """Find out who calls, before a body is read; return the answer if it may not."""
         return self.attempt(self._admit)
 
-    def answer(self, method: JsonMethod, body: bytes) -> Reply:
+    def answer(self, method: Method, body: bytes) -> Reply:
         """Return the answer to a body."""
 
         def answered() -> Reply:
@@ -132,18 +125,29 @@ class Exchange:
 
     def succeed(self, data: bytes) -> Reply:
         """Return an answer, and end the call: as one that nobody got, if it comes too late."""
-        if self.gone:
-            self._ended("CANCELLED", None)
-        elif self._is_overdue():
-            self._ended("DEADLINE_EXCEEDED", DeadlineExceededError(_LATE))
-        else:
+        if not self._is_unheard():
             self._ended("OK", None)
         return Reply(200, data, {REQUEST_ID: self.call.id})
+
+    def leave(self) -> None:
+        """Note that nobody waits any more: the caller went away, or gRPC has ended its time.
+
+        Its clock and ours are not the same.
+        """
+        if self._deadline is None:
+            self.gone = True
+            return
+        now = self._around.clock.monotonic()
+        if self._deadline - now > _SLACK_SECONDS:
+            self.gone = True
+        else:
+            self._deadline = min(now, self._deadline)
 
     def forgo(self) -> Reply:
         """End a call that nobody waits for any more."""
         self._begun()
-        self._ended("CANCELLED", None)
+        if not self._is_unheard():
+            self._ended("CANCELLED", None)
         return Reply(499, b"")
 
     def fail(self, error: FeatureStoreError) -> Reply:
@@ -161,21 +165,50 @@ class Exchange:
         return self._manner.failure(error, self.call.id, self._code_of)
 
     def attempt(self, step: Callable[[], Reply | None]) -> Reply | None:
-        """Return what a step of the answer returns, or the answer if it fails."""
+        """Return what a step of the answer returns, or the answer if it fails; raises nothing."""
         try:
             return step()
         except FeatureStoreError as error:
-            self._around.guard.access.discreet(self.call.principal, error)
-            return self.fail(error)
-        except Exception:
-            reference = uuid.uuid4().hex[:8]
-            self._around.log.exception(
-                "request failed", reference=reference, request_id=self.call.id
+            known = error
+        except Exception as error:  # noqa: BLE001  (the caller must not see our insides)
+            return self._broken(error)
+        try:
+            self._around.guard.access.discreet(self.call.principal, known)
+            return self.fail(known)
+        except Exception as error:  # noqa: BLE001  (it cannot be told)
+            return self._broken(error)
+
+    def refuse(self, error: FeatureStoreError) -> Reply:
+        """Return the answer to a call that fails by an error, and end it; raises nothing."""
+
+        def refused() -> Reply:
+            raise error
+
+        reply = self.attempt(refused)
+        assert reply is not None  # noqa: S101  (the step has no other end)
+        return reply
+
+    def check_place(self) -> None:
+        """Return if this thread answers calls.
+
+        Raises:
+            OverloadedError: It only refuses them, as there are too many.
+        """
+        if self._around.pool.is_refusing():
+            raise overloaded()
+
+    def _broken(self, error: Exception) -> Reply:
+        """Return the answer to a call that failed in a way that nobody foresaw, and end it."""
+        reference = uuid.uuid4().hex[:8]
+        # Whoever hears of it may be what has failed.
+        with contextlib.suppress(Exception):
+            self._around.log.error(
+                "request failed", reference=reference, request_id=self.call.id, exc_info=error
             )
             self._begun()
             self._ended("INTERNAL", None)
-            what = f"The server failed; its log has the reason as {reference}."
-            return self._manner.breakdown(what, self.call.id)
+        what = f"The server failed; its log has the reason as {reference}."
+        return self._manner.breakdown(what, self.call.id)
 
     def _admit(self) -> None:
         """Let a call in, if it was not before its body was read.
@@ -185,8 +218,7 @@ class Exchange:
             UnauthenticatedError: It does not say who makes it.
             DeadlineExceededError: It has waited too long.
         """
-        if self._around.pool.is_refusing():
-            raise overloaded()
+        self.check_place()
         if not self._admitted:
             self._around.guard.admit(self.call)
             self._admitted = True
@@ -210,6 +242,16 @@ class Exchange:
         if left <= 0:
             raise DeadlineExceededError("The request waited past its deadline.")
         return left
+
+    def _is_unheard(self) -> bool:
+        """Return whether an answer comes too late, and end the call if so."""
+        if self.gone:
+            self._ended("CANCELLED", None)
+        elif self._is_overdue():
+            self._ended("DEADLINE_EXCEEDED", DeadlineExceededError(_LATE))
+        else:
+            return False
+        return True
 
     def _is_overdue(self) -> bool:
         return self._deadline is not None and self._around.clock.monotonic() >= self._deadline
