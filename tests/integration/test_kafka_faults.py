@@ -8,6 +8,7 @@ import pytest
 
 from featurestore.testing.kafka import MockKafka
 from featurestore.testing.stream_entries import drain, newest, ordered, payloads
+from featurestore.testing.valkey import wait_until
 from tests.integration.stream_worker import GROUP
 from tests.integration.streaming import (
     DEADLINE,
@@ -65,6 +66,9 @@ def test_a_group_that_cannot_be_left_is_let_go(kafka, opened):
     driver, gate = consumer._consumer, threading.Event()
 
     class Hanging:
+        def __getattr__(self, name):
+            return getattr(driver, name)
+
         def close(self):
             assert gate.wait(DEADLINE)
             driver.close()
@@ -75,6 +79,30 @@ def test_a_group_that_cannot_be_left_is_let_go(kafka, opened):
     consumer.close()
     assert time.monotonic() - begun < 0.3 + SLACK
     gate.set()
+
+
+def test_nothing_is_held_any_more_when_a_member_is_closed(kafka, opened):
+    """What is given up only while the driver closes may hang it, and with it the interpreter."""
+    name = uuid4().hex
+    kafka.create_topic(name, 2)
+    stream = opened(f"{kafka.url}/{name}", timeout=5)
+    stream.append([b"x"])
+    consumer = stream.consumer(GROUP, "a")
+    wait_until(lambda: consumer.poll(1, 0.1), what="an entry")
+    driver, held = consumer._consumer, []
+
+    class Noted:
+        def __getattr__(self, name):
+            return getattr(driver, name)
+
+        def close(self):
+            held.append(driver.assignment())
+            driver.close()
+
+    assert driver.assignment()
+    consumer._consumer = Noted()
+    consumer.close()
+    assert held == [[]]
 
 
 def test_a_broker_that_does_not_answer(kafka, opened):

@@ -14,6 +14,7 @@ from featurestore.clock import Clock
 from featurestore.ports.streams import Entry
 
 _CHECK_SECONDS = 1.0
+_LOOK_SECONDS = 0.05
 _MOST_MESSAGES = 1_000_000
 _NO_TIMESTAMP = 0
 
@@ -131,6 +132,7 @@ class KafkaConsumer:
 
         def leave() -> None:
             try:
+                self._let_go()
                 self._consumer.close()
             except BaseException as error:  # noqa: BLE001  (handed to whoever closes)
                 left.set_exception(error)
@@ -141,6 +143,18 @@ class KafkaConsumer:
         threading.Thread(target=leave, name="leave-kafka", daemon=True).start()
         with self._failures.translating(), contextlib.suppress(TimeoutError):
             left.result(self._stream.timeout)
+
+    def _let_go(self) -> None:
+        """Give up all partitions, while the group is still there to take them.
+
+        Else the driver gives them up while it closes, by a callback that now and then waits for the
+        group when that is gone, for ever and with the interpreter's lock held (librdkafka's issue
+        4041).
+        """
+        self._consumer.unsubscribe()
+        due = self._clock.monotonic() + self._stream.timeout / 2
+        while self._consumer.assignment() and self._clock.monotonic() < due:
+            self._consumer.poll(_LOOK_SECONDS)
 
     def _entries(self, messages: Sequence[Any]) -> list[Entry]:
         entries = []

@@ -120,7 +120,9 @@ class LookupQueue:
             if self._inside.is_call_of(event, self._path):
                 self._begin(event)
             elif not self._inside.handle(event):
-                self._forgo()
+                # The queue is no more, whatever happens here.
+                with contextlib.suppress(Exception):
+                    self._forgo()
                 return False
             # Not kept while we wait: grpcio ends a call once nothing refers to it.
             event = None
