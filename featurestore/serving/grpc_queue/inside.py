@@ -8,16 +8,24 @@ was tried with them they are not used, and lookups are answered by its threads a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import importlib
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grpc
-from grpc import _server as inside
-from grpc._cython import cygrpc
+if TYPE_CHECKING:
+    import grpc
+
+inside: Any = None
+cygrpc: Any = None
+# Where there are none the inside is not known, and nothing here is used.
+with contextlib.suppress(ImportError):
+    inside = importlib.import_module("grpc._server")
+    cygrpc = importlib.import_module("grpc._cython.cygrpc")
 
 # What stands or falls with what is done here, and of what it was when the whole suite was run with
 # it (CONTRIBUTING.md says how to try another): that of grpcio 1.85.
