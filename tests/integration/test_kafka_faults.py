@@ -1,5 +1,7 @@
 """Kafka when its broker goes down, comes back, or does not answer."""
 
+import subprocess
+import sys
 import threading
 import time
 from uuid import uuid4
@@ -103,6 +105,13 @@ def test_nothing_is_held_any_more_when_a_member_is_closed(kafka, opened):
     consumer._consumer = Noted()
     consumer.close()
     assert held == [[]]
+
+
+def test_members_leave_at_any_moment():
+    """Members that are closed while they join, too; a hang would stop the whole interpreter."""
+    command = [sys.executable, "-m", "tests.integration.kafka_leaver", "25"]
+    left = subprocess.run(command, capture_output=True, timeout=DEADLINE, check=True, text=True)  # noqa: S603
+    assert left.stdout == "left\n"
 
 
 def test_a_broker_that_does_not_answer(kafka, opened):

@@ -14,7 +14,8 @@ from featurestore.clock import Clock
 from featurestore.ports.streams import Entry
 
 _CHECK_SECONDS = 1.0
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS = 0.02
+_QUIET_LOOKS = 2
 _MOST_MESSAGES = 1_000_000
 _NO_TIMESTAMP = 0
 
@@ -145,16 +146,17 @@ class KafkaConsumer:
             left.result(self._stream.timeout)
 
     def _let_go(self) -> None:
-        """Give up all partitions, while the group is still there to take them.
+        """Give up all partitions, and hear all that was decided, while the group is still there.
 
-        Else the driver gives them up while it closes, by a callback that now and then waits for the
-        group when that is gone, for ever and with the interpreter's lock held (librdkafka's issue
-        4041).
+        Else the driver hears it while it closes, by a callback that may wait for the group when
+        that is gone, for ever and with the interpreter's lock held (librdkafka's issue 4041).
         """
         self._consumer.unsubscribe()
-        due = self._clock.monotonic() + self._stream.timeout / 2
-        while self._consumer.assignment() and self._clock.monotonic() < due:
-            self._consumer.poll(_LOOK_SECONDS)
+        due, quiet = self._clock.monotonic() + self._stream.timeout / 2, 0
+        while quiet < _QUIET_LOOKS and self._clock.monotonic() < due:
+            found = self._consumer.poll(_LOOK_SECONDS)
+            is_quiet = found is None and not self._consumer.assignment()
+            quiet = quiet + 1 if is_quiet else 0
 
     def _entries(self, messages: Sequence[Any]) -> list[Entry]:
         entries = []
