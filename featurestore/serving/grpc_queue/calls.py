@@ -7,7 +7,7 @@ is counted under a lock of its own, so that nothing is begun for a call that is 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +16,7 @@ import grpc
 from featurestore.errors import FeatureStoreError
 from featurestore.serving.exchange import Exchange, Manner
 from featurestore.serving.grpc_queue.inside import (
+    Ended,
     message_of,
     send,
     wait_for_close,
@@ -29,8 +30,6 @@ from featurestore.serving.status import metadata_of
 
 _OK: int = grpc.StatusCode.OK.value[0]
 _INTERNAL: int = grpc.StatusCode.INTERNAL.value[0]
-
-Ended = tuple[object, Iterable[Callable[[], None]]]
 
 
 class QueuedCall:
