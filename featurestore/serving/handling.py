@@ -108,7 +108,7 @@ class Handling:
         try:
             request = self._receiver.receive(messages, context)
         except StopIteration:
-            raise RequestError("The call came without a message.") from None
+            raise without_message() from None
         return method(request, time_left(context), call)
 
     def _unheard(self, call: Call, context: grpc.ServicerContext) -> None:
@@ -135,7 +135,8 @@ class Handling:
             details = f"The server failed; its log has the reason as {reference}."
         else:
             told += metadata_of(error)
-            details = str(error)[:LONGEST_DETAILS]
+            # An error may show what came, and text that is none must not break its telling.
+            details = str(error)[:LONGEST_DETAILS].encode(errors="replace").decode()
         context.set_trailing_metadata(told)
         self._ended(call, context, status.name, error)
         context.abort(status, details)
@@ -178,6 +179,16 @@ def time_left(context: grpc.ServicerContext) -> float | None:
     if left is not None and left <= 0:
         raise DeadlineExceededError("The request waited past its deadline.")
     return left
+
+
+def without_message() -> RequestError:
+    """Return the error of a call that has ended before its message came."""
+    return RequestError(
+        "The call came without a message.",
+        got="the end of the call",
+        allowed="one message",
+        hint="Send the request before you end the call; an empty one has to be sent, too.",
+    )
 
 
 def overloaded() -> OverloadedError:

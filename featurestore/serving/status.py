@@ -52,7 +52,7 @@ def code_of(error: FeatureStoreError) -> grpc.StatusCode:
 
 def metadata_of(error: FeatureStoreError) -> tuple[tuple[str, str | bytes], ...]:
     """Return the trailing metadata that carries an error, and when to try again."""
-    told = json.dumps(parts_of(error), ensure_ascii=False).encode(errors="replace")
+    told = json.dumps(parts_of(error), ensure_ascii=False).encode()
     retry = error.retry_seconds if isinstance(error, errors.UnavailableError) else None
     if retry is None:
         return ((METADATA_KEY, told),)
@@ -137,6 +137,10 @@ def _by_status(code: grpc.StatusCode, details: str, address: str) -> FeatureStor
 
 def shortened(text: str | None) -> str | None:
     """Return a part of an error as long as may be sent."""
-    if text is None or len(text.encode(errors="replace")) <= _LONGEST_PART:
-        return text
-    return text.encode(errors="replace")[:_LONGEST_PART].decode(errors="ignore") + "..."
+    if text is None:
+        return None
+    # It may show what came, which need not be Unicode.
+    data = text.encode(errors="replace")
+    if len(data) <= _LONGEST_PART:
+        return data.decode()
+    return data[:_LONGEST_PART].decode(errors="ignore") + "..."

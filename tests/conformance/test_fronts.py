@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 
 from featurestore.access.keys import KeyFile
 from featurestore.clock import FixedClock
-from featurestore.errors import OnlineStoreUnavailableError
+from featurestore.errors import OnlineStoreUnavailableError, RequestError
 from featurestore.serving import server
 from featurestore.serving.v1 import serving_pb2 as pb
 from featurestore.testing.valkey import wait_until
@@ -329,6 +329,19 @@ def _waits(fronts: ConnectFronts, speak: Any) -> bool:
     if speak is over_connect:
         return connect is not None and connect._gathering.held == 2
     return fronts.server._pool.is_behind if queue is None else queue.held == 2
+
+
+def test_an_error_whose_text_is_no_unicode(start: Any, speak: Any, monkeypatch: Any) -> None:
+    """What a user's function raises may hold anything."""
+    fronts = start()
+
+    def broken(*_: Any) -> None:
+        raise RequestError("This is \udcff.", got="\udcff" * 2)
+
+    monkeypatch.setattr(fronts.server._methods, "planned", broken)
+    found = ask(speak(fronts))
+    assert (found.code, found.parts["what"]) == ("INVALID_ARGUMENT", "This is ?.")
+    assert found.parts["got"] == "??"
 
 
 def test_limits(start: Any, speak: Any) -> None:

@@ -13,13 +13,12 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 from featurestore.clock import SystemClock
-from featurestore.errors import RequestError
 from featurestore.model.settings import ServingSettings
 from featurestore.serving.exchange import Exchange, Surroundings
 from featurestore.serving.grpc_queue.calls import GRPC, QueuedCall
 from featurestore.serving.grpc_queue.inside import Inside, certificate_of, peer_of
 from featurestore.serving.grpc_queue.lead import Lead
-from featurestore.serving.handling import overloaded
+from featurestore.serving.handling import overloaded, without_message
 from featurestore.serving.pool import DaemonPool
 from featurestore.serving.replies import Reply
 from featurestore.serving.security.calls import Call
@@ -37,7 +36,6 @@ _MOST_THREADS = 4
 # A deadline that is further away than so many seconds is none: gRPC has a number for it.
 _FOREVER = 1e9
 _FAILED = "The server failed."
-_WITHOUT = "The call came without a message."
 # What has been taken in is handed on after so many events, though there be more.
 _MOST_EVENTS = 256
 # gRPC counts by the system's clock, whatever clock the server goes by.
@@ -302,7 +300,7 @@ class LookupQueue:
             if call.is_over:
                 call.exchange.forgo()
             else:
-                self._answer(call, call.exchange.refuse(RequestError(_WITHOUT)))
+                self._answer(call, call.exchange.refuse(without_message()))
 
     def _forgo(self) -> None:
         """End the calls that were not answered when the server ended: nobody waits any more."""
