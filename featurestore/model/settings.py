@@ -109,8 +109,8 @@ class ServingSettings(Section):
         drain_seconds: How long requests in flight may take after SIGTERM.
         http_address: host:port to listen on for HTTP with JSON (docs/clients.md), beside gRPC;
             without it there is none.
-        connect_address: host:port to listen on for the Connect protocol (docs/clients.md), the
-            fastest way to look up single entities; without it there is none.
+        connect_address: host:port to listen on for the Connect protocol (docs/clients.md), which
+            takes the least of a core for single entities; without it there is none.
         max_message_bytes: The largest request or response.
         max_concurrent_requests: Requests in flight, waiting ones too, that gRPC, HTTP/JSON and
             Connect each take on; further ones are refused at once.
